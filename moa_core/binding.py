@@ -1,0 +1,66 @@
+"""Binding: which token positions of an encoded prompt carry which subject."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from .subject import Subject
+
+
+@dataclass(frozen=True)
+class Binding:
+    """One subject at one token position of an encoded prompt (counted through all its chunks)."""
+
+    position: int
+    subject: Subject
+
+
+@dataclass(frozen=True)
+class BoundPrompt:
+    """What is known of an encoded prompt: its text, its bindings, and the subjects that found no word."""
+
+    prompt: str
+    bindings: tuple[Binding, ...] = ()
+    unbound: tuple[Subject, ...] = field(default=(), compare=False)
+
+
+def bind(
+    prompt: str,
+    chunks: Sequence[Sequence[object]],
+    words: Sequence[Sequence[int]],
+    subjects: Sequence[Subject],
+    ends_word: Callable[[int], bool],
+) -> BoundPrompt:
+    """Bind the n-th subject with a word to the n-th occurrence of that word, on the word's last token.
+
+    chunks: the prompt's tokens, chunk by chunk, start, end and padding tokens included; a token is an id,
+    or anything else for an embedding that stands in a token's place. words: each subject's word as ids.
+    ends_word: whether a token id ends a word, so that `man` is not found in `snowman`.
+    """
+    bindings, unbound = [], []
+    taken: dict[tuple[int, ...], int] = {}
+    for subject, word in zip(subjects, words, strict=True):
+        places = find_word(chunks, word, ends_word)
+        turn = taken.get(tuple(word), 0)
+        taken[tuple(word)] = turn + 1
+        if turn < len(places):
+            bindings.append(Binding(places[turn], subject))
+        else:
+            unbound.append(subject)
+    return BoundPrompt(prompt, tuple(bindings), tuple(unbound))
+
+
+def find_word(
+    chunks: Sequence[Sequence[object]], word: Sequence[int], ends_word: Callable[[int], bool]
+) -> list[int]:
+    """Positions of the last token of every occurrence of the word, counted through all chunks."""
+    places, offset = [], 0
+    for chunk in chunks:
+        for start in range(1, len(chunk) - len(word) + 1):  # 0 is the start token
+            before = chunk[start - 1]
+            begins = start == 1 or not isinstance(before, int) or ends_word(before)
+            if begins and list(word) == [t if isinstance(t, int) else None for t in chunk[start : start + len(word)]]:
+                places.append(offset + start + len(word) - 1)
+        offset += len(chunk)
+    return places

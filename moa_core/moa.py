@@ -1,0 +1,122 @@
+"""A whole MoA: every MoA layer and the subject prompt (what the U-Net needs), and the image encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .address import Address, BlockShape, attention_weights, block_shapes
+from .image_encoder import CLIP_VIT_L, ImageEncoder
+from .moa_layer import MoALayer
+from .subject_prompt import SubjectPrompt
+
+ATTENTIONS = ("attn1", "attn2")
+"""The two attention layers of a transformer block: self-attention and cross-attention."""
+
+
+@dataclass(frozen=True)
+class MoAConfig:
+    """What a MoA must fit and how it is built; stored in its file."""
+
+    base: str
+    """Base family it was trained on, as shown to the user: `SD 1.5`."""
+    blocks: dict[Address, BlockShape]
+    """Transformer blocks of the U-Net, in the order of the forward pass."""
+    heads: int = 8
+    """Attention heads of the U-Net; SD 1.x has the same number in every layer."""
+    router_hidden: int = 64
+    """Hidden width of every router."""
+    image_encoder: dict[str, Any] = field(default_factory=lambda: dict(CLIP_VIT_L))
+    """Arguments of transformers' CLIPVisionConfig."""
+
+    @classmethod
+    def for_unet(cls, state_dict: Mapping[str, Any], base: str = "SD 1.5", **others: Any) -> MoAConfig:
+        """The configuration that fits the U-Net with these weights (LDM or diffusers names)."""
+        return cls(base, block_shapes(state_dict), **others)
+
+    @property
+    def text_dim(self) -> int:
+        return next(iter(self.blocks.values())).context_dim
+
+    @property
+    def feature_dim(self) -> int:
+        return self.image_encoder["projection_dim"]
+
+    def to_json(self) -> dict[str, Any]:
+        return vars(self) | {"blocks": {str(a): [s.dim, s.context_dim] for a, s in self.blocks.items()}}
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> MoAConfig:
+        """Raises KeyError, TypeError or ValueError where the fields are not those of a MoAConfig."""
+        blocks = {Address.parse(a): BlockShape(*shape) for a, shape in fields["blocks"].items()}
+        return cls(**{**fields, "blocks": blocks})
+
+
+class Mixture(nn.Module):
+    """All MoA layers and the subject prompt. `operations` and `factory` (dtype, device) come from the host."""
+
+    def __init__(self, config: MoAConfig, operations: Any = nn, **factory: Any):
+        super().__init__()
+        self.config = config
+        self.layers = nn.ModuleDict()
+        for address, shape in config.blocks.items():
+            for attention in ATTENTIONS:
+                context_dim = shape.dim if attention == "attn1" else shape.context_dim
+                self.layers[self.layer_name(address, attention)] = MoALayer(
+                    shape.dim, context_dim, config.heads, config.router_hidden, operations, **factory
+                )
+        self.subject_prompt = SubjectPrompt(
+            config.feature_dim, config.text_dim, len(config.blocks), operations, **factory
+        )
+
+    @staticmethod
+    def layer_name(address: Address, attention: str) -> str:
+        """`input_1_0_attn2`: a module's name must not hold dots."""
+        return f"{address}.{attention}".replace(".", "_")
+
+    def layer(self, address: Address, attention: str) -> MoALayer:
+        return self.layers[self.layer_name(address, attention)]
+
+
+class MoA(nn.Module):
+    """`mixture` goes beside the U-Net, `image_encoder` makes subjects; one file holds both."""
+
+    def __init__(self, config: MoAConfig, operations: Any = nn, **factory: Any):
+        super().__init__()
+        self.config = config
+        self.mixture = Mixture(config, operations, **factory)
+        self.image_encoder = ImageEncoder(config.image_encoder)
+
+    @classmethod
+    def from_prior(cls, state_dict: Mapping[str, Tensor], config: MoAConfig | None = None) -> MoA:
+        """A fresh MoA that changes nothing yet, for the U-Net with these weights (LDM or diffusers names).
+
+        Every expert is a copy of its prior, every router neutral, the subject prompt the identity; the
+        image encoder has random weights. Raises ValueError when the weights do not fit the config.
+        """
+        config = config or MoAConfig.for_unet(state_dict)
+        found = block_shapes(state_dict)
+        if not found or found != config.blocks:
+            raise ValueError(
+                f"the config is for a U-Net of {len(config.blocks)} transformer blocks, the weights have "
+                f"{len(found)} that {'fit' if found else 'could be found'}: use MoAConfig.for_unet(state_dict)"
+            )
+        moa = cls(config)
+        for address, weights in attention_weights(state_dict).items():
+            for attention in ATTENTIONS:
+                layer = moa.mixture.layer(address, attention)
+                prefix = f"{attention}."
+                prior = {k.removeprefix(prefix): w for k, w in weights.items() if k.startswith(prefix)}
+                layer.expert.load_state_dict(prior)
+                layer.router.make_neutral()
+        moa.mixture.subject_prompt.make_identity()
+        return moa
+
+    @torch.no_grad()
+    def encode(self, pixels: Tensor) -> Tensor:
+        """Prepared references [P, 3, size, size] of one subject -> its feature [F], their mean."""
+        return self.image_encoder(pixels).mean(dim=0)

@@ -1,0 +1,111 @@
+"""The MoA file: experts, routers, subject prompt and image encoder in one .safetensors file."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from .moa import MoA, MoAConfig
+
+FORMAT = "moa"
+FORMAT_VERSION = "1"
+
+
+class MoAFileError(ValueError):
+    """A sentence for the user: the file, what was expected, what was found, what to do."""
+
+
+def save_moa(moa: MoA, path: str | os.PathLike, dtype: torch.dtype = torch.float16) -> None:
+    """Write the file whole or not at all; weights are stored as dtype (float16, bfloat16 or float32)."""
+    path = Path(path)
+    metadata = {"format": FORMAT, "format_version": FORMAT_VERSION, "base": moa.config.base}
+    metadata["config"] = json.dumps(moa.config.to_json())
+    weights = {name: weight.detach().to("cpu", dtype).contiguous() for name, weight in moa.state_dict().items()}
+    unfinished = path.with_name(path.name + ".unfinished")
+    try:
+        save_file(weights, unfinished, metadata)
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def load_moa(
+    path: str | os.PathLike,
+    operations: Any = nn,
+    dtype: torch.dtype = torch.float32,
+    encoder_dtype: torch.dtype | None = None,
+) -> MoA:
+    """Read a MoA file onto the CPU.
+
+    operations: layer classes for experts, routers and subject prompt. dtype: theirs; encoder_dtype: the
+    image encoder's, the same if None. Raises MoAFileError for a file that is damaged or no MoA file.
+    """
+    path = Path(path)
+    config, weights = _read(path)
+    with torch.device("meta"):
+        moa = MoA(config, operations)
+    _check(path, moa, weights)
+    for name in weights:
+        kind = (encoder_dtype or dtype) if name.startswith("image_encoder.") else dtype
+        weights[name] = weights[name].to(kind)
+    moa.load_state_dict(weights, assign=True)
+    moa.image_encoder.fill_position_ids()
+    return moa.eval().requires_grad_(False)
+
+
+def _read(path: Path) -> tuple[MoAConfig, dict[str, Tensor]]:
+    """Configuration and weights, or a sentence why not."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            config = _config(path, file.metadata() or {})
+            return config, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+    except FileNotFoundError:
+        raise MoAFileError(f"'{path}' does not exist: put the MoA file into ComfyUI's models/moa folder") from None
+    except (SafetensorError, OSError) as error:
+        raise MoAFileError(
+            f"'{path.name}' cannot be read as a .safetensors file ({error}): it is damaged, cut short or of another "
+            f"kind. It has {path.stat().st_size:,} bytes; compare with the page it came from and download it again"
+        ) from error
+
+
+def _config(path: Path, metadata: dict[str, str]) -> MoAConfig:
+    if metadata.get("format") != FORMAT:
+        raise MoAFileError(
+            f"'{path.name}' is no MoA file: expected the format '{FORMAT}' in its metadata, found "
+            f"'{metadata.get('format', 'none')}'. Pick a moa-*.safetensors file"
+        )
+    if metadata.get("format_version") != FORMAT_VERSION:
+        raise MoAFileError(
+            f"'{path.name}' has MoA format version '{metadata.get('format_version', 'none')}'; this version of the "
+            f"pack reads version '{FORMAT_VERSION}'. Update ComfyUI-MoA, or use an older file"
+        )
+    try:
+        return MoAConfig.from_json(json.loads(metadata["config"]))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise MoAFileError(
+            f"'{path.name}' has a damaged configuration in its metadata ({type(error).__name__}: {error}): "
+            "download the file again"
+        ) from error
+
+
+def _check(path: Path, moa: MoA, weights: dict[str, Tensor]) -> None:
+    """Every weight is there, none is left over, all have the shapes that the configuration says."""
+    expected = moa.state_dict()
+    wrong = [f"{name} is missing" for name in expected.keys() - weights.keys()]
+    wrong += [f"{name} is unknown" for name in weights.keys() - expected.keys()]
+    for name in expected.keys() & weights.keys():
+        if weights[name].shape != expected[name].shape:
+            found, wanted = list(weights[name].shape), list(expected[name].shape)
+            wrong.append(f"{name} has shape {found}, expected {wanted}")
+    if wrong:
+        raise MoAFileError(
+            f"'{path.name}' does not hold the weights its configuration names: {'; '.join(sorted(wrong)[:3])}"
+            f"{f' and {len(wrong) - 3} more' if len(wrong) > 3 else ''}. Download the file again"
+        )

@@ -1,0 +1,66 @@
+"""A subject: what the image encoder makes of a reference picture, and the word it binds to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Subject:
+    """features [V, F]: V variants, matched to the pictures of a batch by index; one for every picture if V = 1."""
+
+    features: Tensor
+    word: str
+    name: str
+
+    @property
+    def variants(self) -> int:
+        return self.features.shape[0]
+
+    def feature(self, index: int) -> Tensor:
+        """The feature [F] for the picture of that index in the batch; more pictures than variants start over."""
+        return self.features[index % self.variants]
+
+
+def interpolate(a: Subject, b: Subject, amount: float, frames: int = 1, method: str = "linear") -> Subject:
+    """A subject between a (amount 0) and b (amount 1), bound to a's word.
+
+    frames > 1 gives that many variants from a to b, ends included, and does not use amount. method:
+    "linear", or "slerp" for every feature vector along the arc. Raises ValueError where a and b do not fit.
+    """
+    if a.features.shape[-1] != b.features.shape[-1]:
+        raise ValueError(
+            f"subject_a has features of width {a.features.shape[-1]}, subject_b of {b.features.shape[-1]}: "
+            "they come from different MoA files. Encode both with the same MoA"
+        )
+    if frames > 1 and (a.variants > 1 or b.variants > 1):
+        raise ValueError(
+            f"subject_a has {a.variants} and subject_b {b.variants} variants already: set frames to 1, "
+            "or connect subjects straight from Subject Encoder"
+        )
+    if a.variants != b.variants and 1 not in (a.variants, b.variants):
+        raise ValueError(f"subject_a has {a.variants} variants and subject_b {b.variants}: make them equal, or one 1")
+    if method not in ("linear", "slerp"):
+        raise ValueError(f"method is '{method}': expected linear or slerp")
+    blend = torch.lerp if method == "linear" else _slerp
+    start, end = torch.broadcast_tensors(a.features, b.features.to(a.features))
+    if frames > 1:
+        weight = torch.linspace(0.0, 1.0, frames, dtype=start.dtype, device=start.device)[:, None]  # [frames, 1]
+        start, end = start.expand(frames, -1), end.expand(frames, -1)
+    else:
+        weight = torch.full_like(start[:, :1], amount)
+    return Subject(blend(start, end, weight), a.word, f"{a.name} - {b.name}")
+
+
+def _slerp(start: Tensor, end: Tensor, weight: Tensor) -> Tensor:
+    """Along the arc between the vectors of two [V, F] tensors; straight where they (nearly) share a line."""
+    cosine = torch.cosine_similarity(start.double(), end.double(), dim=-1)[:, None].clamp(-1.0, 1.0)
+    angle = cosine.acos()
+    sine = angle.sin()
+    on_a_line = sine < 1e-6
+    sine = sine.where(~on_a_line, 1.0)
+    arc = ((1 - weight) * angle).sin() / sine * start + (weight * angle).sin() / sine * end
+    return arc.to(start).where(~on_a_line, torch.lerp(start, end, weight))

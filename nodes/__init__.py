@@ -1,0 +1,23 @@
+"""ComfyUI's side: the five nodes and what they need of the host. The only code that imports comfy."""
+
+from comfy_api.latest import ComfyExtension, io
+
+from .folders import add_moa_folder
+from .loader import MoALoader
+from .patch_model import MoAPatchModel
+from .router_visualizer import MoARouterVisualizer
+from .subject_encoder import MoASubjectEncoder
+from .subject_interpolate import MoASubjectInterpolate
+from .toy_family import register_toy_family
+
+add_moa_folder()
+register_toy_family()
+
+
+class MoAExtension(ComfyExtension):
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        return [MoALoader, MoASubjectEncoder, MoAPatchModel, MoARouterVisualizer, MoASubjectInterpolate]
+
+
+async def comfy_entrypoint() -> MoAExtension:
+    return MoAExtension()

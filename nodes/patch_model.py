@@ -1,0 +1,145 @@
+"""MoA Patch Model: MODEL and CLIP in, MODEL and CLIP out, with subjects."""
+
+from __future__ import annotations
+
+import comfy.sd
+from comfy.ldm.modules.attention import BasicTransformerBlock
+from comfy.model_patcher import ModelPatcher
+from comfy_api.latest import io
+
+from ..moa_core.address import Address, BlockShape
+from .clip_binding import bind_subjects, clip_l_tokenizer
+from .loader import LoadedMoA
+from .model_hooks import KEY, MoAHooks
+from .sockets import CATEGORY, MOA, MOA_SUBJECT
+
+MOST_SUBJECTS = 8
+
+
+class MoAPatchModel(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="MoAPatchModel",
+            display_name="MoA Patch Model",
+            category=CATEGORY,
+            description=(
+                "Puts subjects into whatever the checkpoint draws. Place it like a LoRA, between the loaders and the "
+                "rest; write the prompt in an ordinary CLIPTextEncode and name each subject by its word: "
+                "'a man and a woman in Paris'."
+            ),
+            search_aliases=["mixture of attention", "personalize", "apply moa", "face", "ip-adapter", "instantid"],
+            inputs=[
+                io.Model.Input("model", tooltip="The checkpoint's MODEL; LoRAs may come before or after."),
+                io.Clip.Input("clip", tooltip="The checkpoint's CLIP."),
+                MOA.Input("moa", tooltip="From MoA Loader."),
+                io.Autogrow.Input(
+                    "subjects",
+                    template=io.Autogrow.TemplatePrefix(
+                        input=MOA_SUBJECT.Input(
+                            "subject",
+                            tooltip="The n-th subject with a word takes the n-th occurrence of that word in the prompt.",
+                        ),
+                        prefix="subject",
+                        min=0,
+                        max=MOST_SUBJECTS,
+                    ),
+                    tooltip="From Subject Encoder; up to 8.",
+                ),
+                io.Float.Input(
+                    "strength",
+                    default=1.0,
+                    min=0.0,
+                    max=2.0,
+                    step=0.05,
+                    tooltip="Share of the personalized attention: 0 is the plain checkpoint, 1 as trained.",
+                ),
+                io.Float.Input(
+                    "start_percent",
+                    default=0.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="MoA begins at this part of the sampling. Later keeps more of the checkpoint's composition.",
+                ),
+                io.Float.Input(
+                    "end_percent", default=1.0, min=0.0, max=1.0, step=0.01, tooltip="MoA ends at this part of the sampling."
+                ),
+                io.Combo.Input(
+                    "routing",
+                    options=["sparse", "dense"],
+                    default="sparse",
+                    tooltip="sparse: only pixels of a subject go through the expert; fast. dense: all of them; exact.",
+                ),
+            ],
+            outputs=[io.Model.Output(), io.Clip.Output()],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: ModelPatcher,
+        clip: comfy.sd.CLIP,
+        moa: LoadedMoA,
+        subjects: dict | None = None,
+        strength: float = 1.0,
+        start_percent: float = 0.0,
+        end_percent: float = 1.0,
+        routing: str = "sparse",
+    ) -> io.NodeOutput:
+        _check_fit(model, clip, moa)
+        chosen = [subject for subject in (subjects or {}).values() if subject is not None]
+        for number, subject in enumerate(chosen):
+            if subject.features.shape[-1] != moa.moa.config.feature_dim:
+                raise ValueError(
+                    f"MoA Patch Model: subject{number} ('{subject.name}') has features of width "
+                    f"{subject.features.shape[-1]}, '{moa.name}' reads {moa.moa.config.feature_dim}. "
+                    "Encode it with the same MoA"
+                )
+        patched = model.clone()
+        if strength > 0.0:
+            hooks = MoAHooks(moa.moa.mixture, chosen, strength, start_percent, end_percent, routing == "sparse")
+            hooks.attach(patched, moa.mixture.clone())
+        return io.NodeOutput(patched, bind_subjects(clip.clone(), chosen))
+
+
+def _check_fit(model: ModelPatcher, clip: comfy.sd.CLIP, moa: LoadedMoA) -> None:
+    """Raises a ValueError that names both sides where MoA and model do not fit."""
+    if model.get_attachment(KEY) is not None:
+        raise ValueError(
+            "MoA Patch Model: this MODEL already has a MoA. One MoA carries up to 8 subjects: connect them all to one "
+            "MoA Patch Model, and connect the MODEL from before it here"
+        )
+    config, found = moa.moa.config, _unet_blocks(model)
+    family = type(model.model.model_config).__name__
+    if found != config.blocks:
+        raise ValueError(
+            f"MoA Patch Model: '{moa.name}' is for {config.base} ({_describe(config.blocks)}), but this MODEL is "
+            f"{family} ({_describe(found)}). Load a {config.base} checkpoint, or a MoA made for this one"
+        )
+    if clip_l_tokenizer(clip) is None:
+        raise ValueError(
+            f"MoA Patch Model: the CLIP is a {type(clip.cond_stage_model).__name__}, but {config.base} has one CLIP-L "
+            "text encoder. Connect the CLIP of the same checkpoint as the MODEL"
+        )
+
+
+def _unet_blocks(model: ModelPatcher) -> dict[Address, BlockShape]:
+    """Transformer blocks of the model's U-Net; none for a model that is no U-Net."""
+    blocks = {}
+    for name, module in model.model.diffusion_model.named_modules():
+        address = Address.from_ldm(name)
+        if address and isinstance(module, BasicTransformerBlock) and module.attn2 is not None:
+            blocks[address] = BlockShape(module.attn1.to_q.in_features, module.attn2.to_k.in_features)
+    return blocks
+
+
+def _describe(blocks: dict[Address, BlockShape]) -> str:
+    if not blocks:
+        return "no U-Net with text attention"
+    widths = sorted({shape.dim for shape in blocks.values()})
+    return f"{len(blocks)} transformer blocks, {'/'.join(map(str, widths))} wide, text {_text_dim(blocks)} wide"
+
+
+def _text_dim(blocks: dict[Address, BlockShape]) -> int:
+    return next(iter(blocks.values())).context_dim

@@ -1,0 +1,85 @@
+"""The picture of a trace: the subject area over the image, and a grid of layers by timesteps."""
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from ..moa_core.trace import Trace
+
+CELL, GAP, LABEL, HEAD = 56, 4, 150, 64
+INK, PAPER, FAINT = (235, 235, 240), (24, 24, 28), (150, 150, 160)
+# Dark blue over violet and orange to pale yellow: even steps of lightness, so that grey prints read as well.
+STOPS = np.array([(8, 8, 40), (84, 15, 109), (186, 54, 85), (249, 140, 10), (252, 255, 190)], dtype=np.float32)
+
+
+def draw_trace(trace: Trace, area: Tensor, index: int, image: Tensor | None) -> Tensor:
+    """One picture of the batch: area [h, w], the picture's index, image [H, W, 3] or None -> [H', W', 3] in 0..1."""
+    layers, steps = trace.layers, trace.timesteps
+    grid_width, grid_height = LABEL + len(steps) * (CELL + GAP), len(layers) * (CELL + GAP)
+    side = max(4 * CELL, min(grid_height, 512))
+    canvas = Image.new("RGB", (side + 3 * GAP + grid_width + 90, HEAD + max(grid_height, side) + 2 * GAP), PAPER)
+    draw, font, small = ImageDraw.Draw(canvas), ImageFont.load_default(18), ImageFont.load_default(12)
+    draw.text((GAP * 2, 12), "subject area", INK, font)
+    canvas.paste(_overlay(area, image, side), (GAP, HEAD))
+
+    left = side + 2 * GAP
+    draw.text((left + LABEL, 8), "expert share by layer (down) and timestep (right)", INK, font)
+    for column, (first, last) in enumerate(steps):
+        draw.text((left + LABEL + column * (CELL + GAP), 42), f"{last - 1}-{first}", FAINT, small)
+    for row, layer in enumerate(layers):
+        top = HEAD + row * (CELL + GAP)
+        address, attention = layer
+        draw.text((left + 2 * GAP, top + CELL // 2 - 16), str(address), INK, small)
+        draw.text((left + 2 * GAP, top + CELL // 2), "self" if attention == "attn1" else "cross", FAINT, small)
+        for column, share in enumerate(trace.maps(layer)[index]):
+            cell = _paint(share).resize((CELL, CELL), Image.Resampling.NEAREST)
+            canvas.paste(cell, (left + LABEL + column * (CELL + GAP), top))
+    _colour_bar(canvas, draw, small, left + grid_width + 2 * GAP)
+    return torch.from_numpy(np.asarray(canvas).astype(np.float32) / 255.0)
+
+
+def two_classes(area: Tensor) -> Tensor:
+    """A mask [H, W] of 0 and 1 from shares in 0..1, cut where two classes differ most (Otsu)."""
+    values = area.clamp(0.0, 1.0)
+    if float(values.max() - values.min()) < 0.05:  # one class only: all or nothing
+        return torch.full_like(values, float(values.mean() > 0.75))
+    counts = torch.histc(values, 256, 0.0, 1.0)
+    centres = (torch.arange(256) + 0.5) / 256
+    below = counts.cumsum(0)
+    above = below[-1] - below
+    sums = (counts * centres).cumsum(0)
+    between = below * above * (sums / below.clamp(min=1) - (sums[-1] - sums) / above.clamp(min=1)) ** 2
+    return (values > centres[between.argmax()]).float()
+
+
+def _overlay(area: Tensor, image: Tensor | None, side: int) -> Image.Image:
+    """The area in colours, over the picture where there is one, in a square of that side."""
+    heat = _paint(area)
+    if image is None:
+        return heat.resize(_fit(heat.size, side), Image.Resampling.NEAREST)
+    picture = Image.fromarray((image[..., :3].clamp(0, 1) * 255).byte().cpu().numpy())
+    picture = picture.resize(_fit(picture.size, side), Image.Resampling.LANCZOS)
+    return Image.blend(picture, heat.resize(picture.size, Image.Resampling.BICUBIC), 0.55)
+
+
+def _fit(size: tuple[int, int], side: int) -> tuple[int, int]:
+    scale = side / max(size)
+    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+
+
+def _paint(share: Tensor) -> Image.Image:
+    """[h, w] in 0..1 -> a picture of the same size in the scale's colours."""
+    place = share.float().clamp(0, 1).cpu().numpy() * (len(STOPS) - 1)
+    low = np.minimum(place.astype(int), len(STOPS) - 2)
+    weight = (place - low)[..., None]
+    return Image.fromarray((STOPS[low] * (1 - weight) + STOPS[low + 1] * weight).astype(np.uint8))
+
+
+def _colour_bar(canvas: Image.Image, draw: ImageDraw.ImageDraw, font: ImageFont.ImageFont, left: int) -> None:
+    height = 4 * CELL
+    bar = _paint(torch.linspace(1.0, 0.0, height)[:, None].expand(-1, 16))
+    canvas.paste(bar, (left, HEAD))
+    for share in (1.0, 0.5, 0.0):
+        draw.text((left + 22, HEAD + (1.0 - share) * (height - 12)), f"{share:.1f}", FAINT, font)
+    draw.text((left, HEAD + height + GAP), "expert", FAINT, font)

@@ -1,0 +1,61 @@
+"""Router Visualizer: where the routers put the subjects, as a picture and as a mask."""
+
+import torch
+import torch.nn.functional as F
+from comfy.model_patcher import ModelPatcher
+from comfy_api.latest import io
+from torch import Tensor
+
+from ..moa_core.trace import Trace
+from .model_hooks import KEY, MoAHooks
+from .router_picture import draw_trace, two_classes
+from .sockets import CATEGORY
+
+PIXELS_PER_LATENT = 8
+
+
+class MoARouterVisualizer(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="MoARouterVisualizer",
+            display_name="Router Visualizer",
+            category=CATEGORY,
+            description=(
+                "Shows what the routers chose while a picture was sampled: the expert's share by layer and timestep, "
+                "and the subject area as a mask for inpainting or detailing."
+            ),
+            search_aliases=["moa mask", "subject mask", "attention map", "router map"],
+            inputs=[
+                io.Model.Input("model", tooltip="The patched MODEL that the KSampler used."),
+                io.Latent.Input("samples", tooltip="The KSampler's LATENT."),
+                io.Image.Input("image", optional=True, tooltip="The decoded picture; the subject area is drawn over it."),
+            ],
+            outputs=[io.Image.Output(), io.Mask.Output()],
+        )
+
+    @classmethod
+    def execute(cls, model: ModelPatcher, samples: dict, image: Tensor | None = None) -> io.NodeOutput:
+        trace = _find_trace(model.get_attachment(KEY), samples["samples"])
+        area = trace.subject_area()  # [B, h, w]
+        pictures = [draw_trace(trace, area[i], i, None if image is None else image[i % len(image)]) for i in range(len(area))]
+        size = [PIXELS_PER_LATENT * side for side in trace.latent_shape]
+        large = F.interpolate(area[:, None], size, mode="bicubic", align_corners=False)[:, 0]  # [B, H, W]
+        return io.NodeOutput(torch.stack(pictures), torch.stack([two_classes(m) for m in large]))
+
+
+def _find_trace(hooks: MoAHooks | None, latents: Tensor) -> Trace:
+    """The trace of the run that made these latents; the newest of their size where none did exactly."""
+    if hooks is None:
+        raise ValueError(
+            "Router Visualizer: this MODEL has no MoA at work. Connect the MODEL output of MoA Patch Model, with a "
+            "strength above 0"
+        )
+    fitting = [(made, trace) for made, trace in reversed(hooks.traces) if made.shape == latents.shape]
+    if not fitting:
+        raise ValueError(
+            f"Router Visualizer: no sampling of latents {list(latents.shape)} with this MODEL was recorded. Connect "
+            "the LATENT of a KSampler that uses the same MODEL, and sample again (change its seed) if it was cached"
+        )
+    same = (trace for made, trace in fitting if torch.allclose(made.to(latents), latents.cpu(), atol=1e-3))
+    return next(same, fitting[0][1])

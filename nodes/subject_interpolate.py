@@ -1,0 +1,51 @@
+"""Subject Interpolate: two subjects -> one between them, or a morph sequence."""
+
+from comfy_api.latest import io
+
+from ..moa_core.subject import Subject, interpolate
+from .sockets import CATEGORY, MOA_SUBJECT
+
+
+class MoASubjectInterpolate(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="MoASubjectInterpolate",
+            display_name="Subject Interpolate",
+            category=CATEGORY,
+            description=(
+                "Blends two subjects. With frames > 1 the subject holds a whole morph sequence: set the latent's "
+                "batch_size to the same number and one KSampler run renders it."
+            ),
+            search_aliases=["moa morph", "blend faces", "mix subjects", "morph"],
+            inputs=[
+                MOA_SUBJECT.Input("subject_a", tooltip="Where the blend starts; the result binds to its word."),
+                MOA_SUBJECT.Input("subject_b", tooltip="Where the blend ends."),
+                io.Float.Input(
+                    "amount",
+                    default=0.5,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="0 is subject_a, 1 is subject_b. Not used when frames is above 1.",
+                ),
+                io.Int.Input(
+                    "frames",
+                    default=1,
+                    min=1,
+                    max=256,
+                    tooltip="Variants from a to b, ends included; the n-th picture of the latent batch gets the n-th.",
+                ),
+                io.Combo.Input(
+                    "method",
+                    options=["linear", "slerp"],
+                    default="linear",
+                    tooltip="linear: straight. slerp: along the arc, which keeps the features' strength.",
+                ),
+            ],
+            outputs=[MOA_SUBJECT.Output(display_name="SUBJECT")],
+        )
+
+    @classmethod
+    def execute(cls, subject_a: Subject, subject_b: Subject, amount: float, frames: int, method: str) -> io.NodeOutput:
+        return io.NodeOutput(interpolate(subject_a, subject_b, amount, frames, method))

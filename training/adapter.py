@@ -1,0 +1,58 @@
+"""MoA on a diffusers U-Net, through its attention processors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from diffusers import UNet2DConditionModel
+from diffusers.models.attention_processor import Attention
+from torch import Tensor, nn
+
+from moa_core.address import Address
+from moa_core.moa import Mixture
+from moa_core.unet_call import BoundTokens, UNetCall
+
+
+class MoAUNet(nn.Module):
+    """A diffusers U-Net with a MoA beside every attention layer; call it instead of the U-Net."""
+
+    def __init__(self, unet: UNet2DConditionModel, mixture: Mixture):
+        super().__init__()
+        self.unet, self.mixture = unet, mixture
+        self.call: UNetCall | None = None
+        """The call under way, kept until the next one: gradient checkpointing comes back to it."""
+        layers_per_block = unet.config.layers_per_block
+        for name, module in unet.named_modules():
+            address = Address.from_diffusers(name, layers_per_block)
+            if address and isinstance(module, Attention):
+                module.set_processor(MoAProcessor(self, address, name.rsplit(".", 1)[-1], module.processor))
+
+    def forward(
+        self,
+        latents: Tensor,
+        timestep: Tensor,
+        context: Tensor,
+        bound: BoundTokens | None = None,
+        strength: float = 1.0,
+        sparse: bool = False,
+    ) -> Tensor:
+        """latents [B, 4, h, w], timestep [B], context [B, T, D] -> predicted noise [B, 4, h, w].
+
+        strength 0 runs the prior alone.
+        """
+        self.call = None
+        if strength > 0.0:
+            self.call = UNetCall(self.mixture, context, timestep, bound, strength, sparse or None)
+        return self.unet(latents, timestep, context).sample
+
+
+class MoAProcessor:
+    """Lets the prior's own processor compute the prior, then mixes."""
+
+    def __init__(self, owner: MoAUNet, address: Address, attention: str, prior: Any):
+        self.owner, self.address, self.attention, self.prior = owner, address, attention, prior
+
+    def __call__(self, attn: Attention, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        prior = self.prior(attn, hidden_states, *args, **kwargs)
+        call = self.owner.call
+        return prior if call is None else call.mix(self.address, self.attention, hidden_states, prior)

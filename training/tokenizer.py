@@ -1,0 +1,51 @@
+"""The standard CLIP tokenizer, built from the vocabulary that open_clip ships, without a download."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+from open_clip.tokenizer import SimpleTokenizer
+from transformers import CLIPTokenizer
+
+from moa_core.binding import BoundPrompt, bind
+from moa_core.subject import Subject
+
+LENGTH = 77
+
+
+@lru_cache
+def clip_tokenizer() -> CLIPTokenizer:
+    """transformers' CLIPTokenizer with SD's padding (by the end token)."""
+    source = SimpleTokenizer()
+    vocabulary = {source.decoder[i]: i for i in range(len(source.decoder))}
+    start, end = source.decoder[source.sot_token_id], source.decoder[source.eot_token_id]
+    for old, new in ((start, "<|startoftext|>"), (end, "<|endoftext|>")):
+        vocabulary[new] = vocabulary.pop(old)
+    return CLIPTokenizer(
+        vocab=vocabulary,
+        merges=list(source.bpe_ranks),
+        bos_token="<|startoftext|>",
+        eos_token="<|endoftext|>",
+        pad_token="<|endoftext|>",
+        unk_token="<|endoftext|>",
+        model_max_length=LENGTH,
+    )
+
+
+def tokenize(prompt: str) -> list[int]:
+    """LENGTH token ids: start, text, end, padding."""
+    return clip_tokenizer()(prompt, padding="max_length", truncation=True, max_length=LENGTH)["input_ids"]
+
+
+def bind_prompt(prompt: str, subjects: list[Subject]) -> BoundPrompt:
+    """Bindings of subjects to the words of a prompt, by the rule of the ComfyUI nodes."""
+    tokenizer = clip_tokenizer()
+    special = {tokenizer.bos_token_id, tokenizer.eos_token_id}
+    words = [[t for t in tokenizer(s.word)["input_ids"] if t not in special] for s in subjects]
+    return bind(
+        prompt,
+        [tokenize(prompt)],
+        words,
+        subjects,
+        lambda token: token in special or tokenizer.convert_ids_to_tokens(token).endswith("</w>"),
+    )

@@ -1,0 +1,64 @@
+"""From a scene of the toy world to its picture and masks; needs nothing but numpy and Pillow."""
+
+from __future__ import annotations
+
+import numpy as np
+from PIL import Image
+
+from .pen import GRID, Canvas, Colour, Pen
+from .people import Build, draw_person_at
+from .scenes import SHADOWS, draw_place
+from .world import Clothes, Identity, Person, Scene
+
+NEUTRAL: Colour = (122, 116, 104)
+GROUND = 120.0
+
+
+def draw_scene(scene: Scene, size: int = GRID) -> tuple[Image.Image, np.ndarray]:
+    """The picture, RGB size x size, and the map uint8 [size, size]: 0 background, n the n-th person.
+
+    A person's segment is what is visible of body and clothes; what they hold or ride is background.
+    """
+    canvas = Canvas(size)
+    draw_place(canvas, scene.place, scene.details)
+    for number, person in enumerate(scene.people, start=1):
+        pen = _stand(canvas, person, scene.framing, alone=len(scene.people) == 1)
+        if scene.framing == "full length":
+            width = pen.unit * (1.9 if person.action == "riding a bike" else 1.2)
+            Pen(canvas).ellipse(pen.x, GROUND, width, 3.2, SHADOWS[scene.place])
+        pen.segment = number
+        draw_person_at(pen, person)
+    return canvas.finish()
+
+
+def draw_person(
+    identity: Identity,
+    word: str = "man",
+    age: str = "adult",
+    action: str = "standing",
+    framing: str = "portrait",
+    clothes: Clothes | None = None,
+    size: int = GRID,
+    background: Colour = NEUTRAL,
+) -> tuple[Image.Image, np.ndarray]:
+    """A reference picture: one person before a plain background, and who is where, bool [size, size]."""
+    clothes = clothes or Clothes("teal", "navy", "plain", True)
+    person = Person(identity, word, age, action, clothes)
+    canvas = Canvas(size, background)
+    pen = _stand(canvas, person, framing, alone=True)
+    pen.segment = 1
+    draw_person_at(pen, person)
+    image, ids = canvas.finish()
+    return image, ids == 1
+
+
+def _stand(canvas: Canvas, person: Person, framing: str, alone: bool) -> Pen:
+    """A pen at the person's neck, in the size that suits the framing."""
+    build = Build.of(person)
+    if framing == "portrait":
+        unit = (29 if alone else 22) * person.size * (0.95 if person.age == "kid" else 1)
+        neck = GRID - unit * {"kid": 1.2, "adult": 1.35, "old": 1.3}[person.age]
+    else:
+        unit = (21.5 if alone else 19) * person.size * (0.96 if person.age == "kid" else 1)
+        neck = GROUND - unit * build.ground
+    return Pen(canvas, person.x * GRID, neck, unit, person.facing)
