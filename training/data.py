@@ -209,7 +209,7 @@ class SubjectDataset(Dataset):
             last = list(self.broken.values())[-1]
             raise TooManyBroken(
                 f"{broken} of the {self._reads} records read from {self.root} are broken, more than "
-                f"{BROKEN_SHARE:.0%}: the data set itself seems damaged; repair it or fetch it again. Last: {last}"
+                f"{BROKEN_SHARE:.0%}: the data set seems damaged; repair it or fetch it again. Last: {last}"
             )
 
     def _prepare(self, record: Record, rng: np.random.Generator) -> dict[str, Tensor | str]:
@@ -278,9 +278,7 @@ def on_colour(pixels: Tensor, mask: Tensor, colour: Tensor) -> Tensor:
 def _read_names(root: Path, split: str) -> list[str]:
     path = root / ("image_ids.txt" if split == "all" else f"image_ids_{split}.txt")
     if not path.exists():
-        raise FileNotFoundError(
-            f"{path} is missing: {root} is not a data set in the layout of FastComposer's FFHQ"
-        )
+        raise FileNotFoundError(f"{path} is missing: {root} is not a data set in the layout of FastComposer's FFHQ")
     names = path.read_text().split()
     if not names:
         raise ValueError(f"{path} lists no record, so there is nothing to read in the split {split!r}")

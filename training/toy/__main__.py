@@ -10,13 +10,9 @@ from .dataset import render_dataset
 
 
 def add_render(commands: argparse._SubParsersAction) -> None:
-    render = commands.add_parser(
-        "render", help="write a data set of the toy world", description=render_dataset.__doc__
-    )
+    render = commands.add_parser("render", help="write a data set of the toy world", description=render_dataset.__doc__)
     render.add_argument("--out", type=Path, required=True, help="folder, new or from an earlier run")
-    render.add_argument(
-        "--count", type=int, required=True, help="number of pictures, train and test together"
-    )
+    render.add_argument("--count", type=int, required=True, help="number of pictures, train and test together")
     render.add_argument("--seed", type=int, required=True)
     render.add_argument("--workers", type=int, default=1, help="processes (default %(default)s)")
     render.add_argument(
@@ -25,9 +21,7 @@ def add_render(commands: argparse._SubParsersAction) -> None:
         default=0.05,
         help="share of pictures with held-out people (default %(default)s)",
     )
-    render.set_defaults(
-        run=lambda args: render_dataset(args.out, args.count, args.seed, args.workers, args.test_share)
-    )
+    render.set_defaults(run=lambda args: render_dataset(args.out, args.count, args.seed, args.workers, args.test_share))
 
 
 def main(argv: list[str] | None = None) -> int:

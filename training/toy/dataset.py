@@ -134,9 +134,7 @@ def _claim(out: Path, recipe: Recipe) -> None:
             )
         return
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(
-            f"{out} is not empty and holds no toy data set ({MARK} is missing). Give another --out"
-        )
+        raise ValueError(f"{out} is not empty and holds no toy data set ({MARK} is missing). Give another --out")
     out.mkdir(parents=True, exist_ok=True)
     _write(mark, json.dumps(asdict(recipe)).encode())
 

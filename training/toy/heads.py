@@ -59,9 +59,7 @@ def draw_hair_behind(pen: Pen, identity: Identity) -> None:
             x = side * (w + 0.4)
             pen.ellipse(x, 0.1, 0.4, 0.62, colour)
             pen.ellipse(x + side * 0.08, 0.7, 0.24, 0.4, colour)
-            pen.circle(
-                side * (w + 0.14), -0.46, 0.17, (255, 80, 90) if identity.hair != "ginger" else (60, 190, 200)
-            )
+            pen.circle(side * (w + 0.14), -0.46, 0.17, (255, 80, 90) if identity.hair != "ginger" else (60, 190, 200))
     elif identity.style == "mohawk":
         pen.polygon(_crest(), dark)
 

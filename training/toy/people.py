@@ -160,8 +160,9 @@ def _arms_in_front(pen: Pen, person: Person, build: Build) -> None:
             pen.line([hand, (hand[0] + dx, hand[1] + dy)], 0.15, skin)
         _arm(pen, person, [(s - 0.16, 0.32), (s + 0.4, 0.46), hand])
     elif person.action == "holding flowers":
-        _flowers(thing.at(0.3, 0.72))
-        _arm(pen, person, [(s - 0.16, 0.3), (s + 0.12, 0.9), (0.36, 1.08)])
+        y = build.head[1] + 1.7  # below the chin
+        _flowers(thing.at(0.3, y))
+        _arm(pen, person, [(s - 0.16, 0.3), (s + 0.12, y + 0.2), (0.36, y + 0.36)])
     elif person.action == "holding a book":
         _book(thing.at(0, 0.82), (40, 92, 214) if person.clothes.top in ("red", "orange") else (214, 44, 54))
         for side in (-1, 1):
@@ -193,9 +194,7 @@ def _book(pen: Pen, cover: Colour) -> None:
     for side in (-1, 1):
         pen.polygon([(0, -0.4), (side * 0.74, -0.6), (side * 0.74, 0.3), (0, 0.4)], (255, 252, 240))
         pen.polygon([(0, -0.3), (side * 0.82, -0.46), (side * 0.82, 0.4), (0, 0.54)], cover)
-        pen.polygon(
-            [(side * 0.2, -0.14), (side * 0.62, -0.22), (side * 0.62, 0.02), (side * 0.2, 0.1)], WHITE
-        )
+        pen.polygon([(side * 0.2, -0.14), (side * 0.62, -0.22), (side * 0.62, 0.02), (side * 0.2, 0.1)], WHITE)
     pen.line([(0, -0.28), (0, 0.5)], 0.09, mix(cover, DARK, 0.35))
 
 

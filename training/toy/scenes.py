@@ -191,14 +191,10 @@ def _parasol(pen: Pen, rng: random.Random) -> None:
     colour = rng.choice(((240, 88, 84), (255, 150, 60), (60, 130, 220)))
     pen.line([(0, 0), (0, -40)], 1.8, WHITE)
     for i in range(6):
-        pen.polygon(
-            [(0, -44), *arc(0, -28, 19, 16, 180 + 30 * i, 210 + 30 * i, 4)], WHITE if i % 2 else colour
-        )
+        pen.polygon([(0, -44), *arc(0, -28, 19, 16, 180 + 30 * i, 210 + 30 * i, 4)], WHITE if i % 2 else colour)
 
 
-def _skyline(
-    pen: Pen, rng: random.Random, wall: Colour, light: Colour, low: float, high: float, width: float
-) -> None:
+def _skyline(pen: Pen, rng: random.Random, wall: Colour, light: Colour, low: float, high: float, width: float) -> None:
     x = -rng.uniform(0, width)
     while x < GRID:
         w, top = width * rng.uniform(0.85, 1.3), rng.uniform(low, high)
