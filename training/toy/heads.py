@@ -98,13 +98,12 @@ def _features(pen: Pen, person: Person, w: float) -> None:
         x = side * 0.4 * w
         pen.ellipse(side * 0.62 * w, 0.38, 0.2, 0.13, mix(skin, (255, 70, 90), 0.3))
         if woman:
-            for dy in (0.02, -0.1):
-                pen.line([(x, dy), (x + side * (eye + 0.14), dy - 0.08)], 0.07, INK)
+            pen.line([(x, -0.04), (x + side * (eye + 0.16), -0.12)], 0.09, INK)
         pen.ellipse(x, 0.04, eye * 1.2, eye * 1.4, WHITE)
         pen.ellipse(x + 0.02, 0.05, eye, eye * 1.2, INK)
         pen.circle(x + eye * 0.35, 0.05 - eye * 0.5, eye * 0.38, WHITE)
         if person.age == "old":
-            pen.line([(x - 0.2, -0.4), (x + 0.2, -0.4 + 0.04 * side)], 0.17, (250, 250, 250))
+            pen.line(arc(x, -0.26, 0.24, 0.17, 200, 340, 6), 0.15, (250, 250, 250))
         elif person.age == "adult":
             pen.line(arc(x, -0.2, 0.2, 0.15, 215, 325, 6), 0.08, mix(skin, INK, 0.7))
     pen.ellipse(0.04, 0.28, 0.1, 0.08, _deep(skin))
