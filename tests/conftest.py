@@ -1,0 +1,53 @@
+"""Says which ComfyUI the host tests ran in, or loudly that there was none; shared toy models."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from find_comfyui import find_comfyui, version
+
+HOST_TESTS = Path(__file__).parent / "host"
+
+
+def pytest_collection_modifyitems(items):
+    if find_comfyui() is None:
+        for item in items:
+            if HOST_TESTS in item.path.parents:
+                item.add_marker(pytest.mark.skip(reason="no ComfyUI found"))
+
+
+def pytest_terminal_summary(terminalreporter):
+    reports = [r for r in terminalreporter.stats.get("passed", []) if "tests/host/" in r.nodeid]
+    host = find_comfyui()
+    if host is None:
+        terminalreporter.write_line(
+            "HOST TESTS SKIPPED: no ComfyUI at COMFYUI_PATH or ~/comfy/ComfyUI; nothing was tried in the real host",
+            red=True,
+            bold=True,
+        )
+    else:
+        terminalreporter.write_line(f"host tests passed: {len(reports)}, on ComfyUI {version(host)} ({host})")
+
+
+def stir(moa, seed: int = 0, scale: float = 0.3):
+    """Random changes to a fresh MoA, as large as training's: experts, routers and subject prompts all act."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in moa.mixture.named_parameters():
+        noise = torch.randn(parameter.shape, generator=generator)
+        if "router.choice" in name or "subject_prompt.mlp.3" in name:
+            parameter.data += noise
+        else:
+            parameter.data += scale * noise * parameter.data.std().nan_to_num(0.1)
+    return moa
+
+
+@pytest.fixture(scope="session")
+def toy_base():
+    from training.toy.base import ToyBase
+
+    return ToyBase.random(0)
+
+
+@pytest.fixture(scope="session")
+def stirred_moa(toy_base):
+    return stir(toy_base.fresh_moa())

@@ -1,0 +1,117 @@
+"""What holds for every MODEL that MoA Patch Model returns (DESIGN's invariants), in a real ComfyUI."""
+
+import pytest
+import torch
+
+
+@pytest.fixture
+def scene(host, loaded, moa):
+    """The base model's sample, and everything to patch it with."""
+    model, clip, _ = loaded
+    positive, negative = host.prompt(clip, "a man and a man in paris"), host.prompt(clip, "a bad man")
+    return model, clip, positive, negative, [host.subject(moa, 1), host.subject(moa, 2)]
+
+
+def test_strength_0_and_outside_the_percents_change_not_one_bit(host, scene, moa):
+    model, clip, positive, negative, subjects = scene
+    plain = host.sample(model, positive, negative)["samples"]
+    late = host.sample(model, positive, negative, steps=1)["samples"]
+    for widgets in ({"strength": 0.0}, {"start_percent": 1.0}):
+        patched, patched_clip = host.patch(model, clip, moa, *subjects, **widgets)
+        bound, bound_negative = host.prompt(patched_clip, "a man and a man in paris"), host.prompt(patched_clip, "a bad man")
+        assert torch.equal(bound[0][0], positive[0][0])  # the text embedding itself is the CLIP's own
+        assert torch.equal(host.sample(patched, bound, bound_negative)["samples"], plain)
+    patched, patched_clip = host.patch(model, clip, moa, *subjects, start_percent=0.5)
+    bound = host.prompt(patched_clip, "a man and a man in paris")
+    assert torch.equal(host.sample(patched, bound, negative, steps=1)["samples"], late)
+    assert not torch.allclose(host.sample(patched, bound, negative)["samples"], plain, atol=1e-2)
+
+
+def test_the_unpatched_model_and_clip_stay_as_they_were(host, scene, moa):
+    model, clip, positive, negative, subjects = scene
+    before = host.sample(model, positive, negative)["samples"]
+    patched, patched_clip = host.patch(model, clip, moa, *subjects)
+    host.sample(patched, host.prompt(patched_clip, "a man and a man"), negative)
+    assert torch.equal(host.sample(model, positive, negative)["samples"], before)
+    assert host.prompt(clip, "a man and a man in paris")[0][1].keys() == positive[0][1].keys()
+
+
+@pytest.mark.parametrize("routing", ["sparse", "dense"])
+@pytest.mark.parametrize("bound", [True, False])
+def test_a_fresh_moa_samples_as_the_prior(host, scene, fresh, routing, bound):
+    model, clip, positive, negative, subjects = scene
+    plain = host.sample(model, positive, negative)["samples"]
+    patched, patched_clip = host.patch(model, clip, fresh, *(subjects if bound else []), routing=routing)
+    out = host.sample(patched, host.prompt(patched_clip, "a man and a man in paris"), negative)["samples"]
+    assert (out - plain).abs().max() < 1e-5 * plain.abs().max()
+
+
+def test_subjects_change_the_picture_each_its_own_way(host, scene, moa):
+    model, clip, _, negative, (one, two) = scene
+    out = []
+    for subjects in ([one, two], [two, one], [one, one]):
+        patched, patched_clip = host.patch(model, clip, moa, *subjects)
+        out.append(host.sample(patched, host.prompt(patched_clip, "a man and a man in paris"), negative)["samples"])
+    for a, b in ((0, 1), (0, 2), (1, 2)):
+        assert (out[a] - out[b]).abs().max() > 1e-3
+
+
+def test_rows_batched_or_split_in_any_order_give_the_same(host, scene, moa, monkeypatch):
+    """The host calls the U-Net once for all rows, or row by row when memory is short."""
+    model, clip, _, _, subjects = scene
+    patched, patched_clip = host.patch(model, clip, moa, *subjects)
+    positive = host.prompt(patched_clip, "a man and a man in paris")
+    long_negative = host.prompt(patched_clip, "a bad man, " + "ugly, " * 60)  # two chunks: the positive is repeated
+    for negative in (host.prompt(patched_clip, "a bad man"), long_negative):
+        calls = []
+        real = type(patched.model).apply_model
+
+        def counted(self, x, *args, real=real, calls=calls, **kwargs):
+            calls.append(len(x))
+            return real(self, x, *args, **kwargs)
+
+        monkeypatch.setattr(type(patched.model), "apply_model", counted)
+        together = host.sample(patched, positive, negative, batch=2)["samples"]
+        assert set(calls) == {4}
+        calls.clear()
+        monkeypatch.setattr(type(patched.model), "memory_required", lambda *a, **k: 1e30)
+        apart = host.sample(patched, positive, negative, batch=2)["samples"]
+        assert set(calls) == {2}
+        monkeypatch.undo()
+        assert (together - apart).abs().max() < 1e-4 * together.abs().max()
+        one = host.sample(patched, positive, negative, batch=1)["samples"]
+        assert (together[:1] - one).abs().max() < 1e-4 * together.abs().max()
+
+
+def test_words_in_the_negative_prompt_never_bind(host, scene, moa):
+    model, clip, positive, _, subjects = scene
+    patched, patched_clip = host.patch(model, clip, moa, *subjects)
+    bound = host.prompt(patched_clip, "a man and a man in paris")
+    negatives = [host.prompt(c, "a man and a man in rome") for c in (clip, patched_clip)]
+    with_note, without = [host.sample(patched, bound, n)["samples"] for n in reversed(negatives)]
+    assert torch.equal(with_note, without)
+
+
+def test_a_morph_is_one_run_of_single_pictures(host, scene, moa):
+    """frames variants: the n-th picture of the batch is what the n-th variant alone would give."""
+    model, clip, _, negative, (one, two) = scene
+    morph = host.run("MoASubjectInterpolate", one, two, 0.5, 3, "slerp")[0]
+    patched, patched_clip = host.patch(model, clip, moa, morph)
+    noise = torch.zeros(1, 4, 16, 16)
+    same_noise = {"samples": noise.repeat(3, 1, 1, 1), "batch_index": [0, 0, 0]}
+    frames = host.sample(patched, host.prompt(patched_clip, "a man"), negative, latent=same_noise)["samples"]
+    for index, end in ((0, one), (2, two)):
+        alone, alone_clip = host.patch(model, clip, moa, end)
+        picture = host.sample(alone, host.prompt(alone_clip, "a man"), negative)["samples"]
+        assert (frames[index] - picture[0]).abs().max() < 1e-3
+    assert (frames[1] - frames[0]).abs().max() > 1e-2
+
+
+def test_sparse_and_dense_agree_within_the_threshold(host, scene, moa):
+    """One U-Net call of each; the bound itself is tested in test_moa_layer.py."""
+    model, clip, _, negative, subjects = scene
+    out = []
+    for routing in ("sparse", "dense"):
+        patched, patched_clip = host.patch(model, clip, moa, *subjects, routing=routing)
+        out.append(host.sample(patched, host.prompt(patched_clip, "a man and a man"), negative, steps=1)["samples"])
+    assert 0 < (out[0] - out[1]).abs().max() < 0.05 * out[1].abs().max()
