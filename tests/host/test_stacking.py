@@ -1,0 +1,197 @@
+"""MoA beside its neighbours in a graph: each still acts, and so does MoA."""
+
+import copy
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+
+def lora(host, model, clip, path):
+    """A LoRA on one attention of the U-Net and one of the text encoder."""
+    generator = torch.Generator().manual_seed(7)
+    weights = {}
+    for name in (
+        "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_v",
+        "lora_te_text_model_encoder_layers_1_self_attn_v_proj",
+    ):
+        weights[f"{name}.lora_down.weight"] = torch.randn(4, 64, generator=generator)
+        weights[f"{name}.lora_up.weight"] = torch.randn(64, 4, generator=generator) * 0.1
+    save_file(weights, path)
+    return host.run("LoraLoader", model, clip, path.name, 1.0, 1.0)
+
+
+def controlnet(host, model, path):
+    import comfy.cldm.cldm
+
+    unet_config = copy.deepcopy(model.model.model_config.unet_config)
+    unet_config = {k: v for k, v in unet_config.items() if k not in ("out_channels", "transformer_depth_output")}
+    net = comfy.cldm.cldm.ControlNet(hint_channels=3, **unet_config)
+    generator = torch.Generator().manual_seed(8)
+    weights = {f"control_model.{k}": torch.randn(v.shape, generator=generator) * 0.05 for k, v in net.state_dict().items()}
+    save_file(weights, path)
+    return host.run("ControlNetLoader", path.name)[0]
+
+
+def attn2_patch(model):
+    """What another pack's cross-attention patch does."""
+    patched = model.clone()
+    patched.set_model_attn2_patch(lambda n, context, value, extra_options: (n, context * 1.5, value * 0.5))
+    return patched
+
+
+MODEL_PATCHES = {
+    "PAG": lambda host, m: host.run("PerturbedAttentionGuidance", m, 3.0)[0],
+    "FreeU": lambda host, m: host.run("FreeU_V2", m, 1.3, 1.4, 0.9, 0.2)[0],
+    "ToMe": lambda host, m: host.run("TomePatchModel", m, 0.5)[0],
+    "HyperTile": lambda host, m: host.run("HyperTile", m, 32, 2, 0, False)[0],
+    "attn2 patch": lambda host, m: attn2_patch(m),
+    "RescaleCFG": lambda host, m: host.run("RescaleCFG", m, 0.7)[0],
+}
+
+
+@pytest.fixture(scope="module")
+def subjects(host, moa):
+    with torch.inference_mode():
+        return [host.subject(moa, 1), host.subject(moa, 2, "woman")]
+
+
+PROMPT = "a man and a woman in paris"
+
+
+def differ(a, b) -> bool:
+    return bool((a - b).abs().max() > 1e-3 * b.abs().max())
+
+
+@pytest.mark.parametrize("name", MODEL_PATCHES)
+def test_model_patches_act_with_moa_in_either_order(host, loaded, moa, subjects, name):
+    model, clip, _ = loaded
+    apply = MODEL_PATCHES[name]
+    negative = host.prompt(clip, "bad")
+    alone, bound_clip = host.patch(model, clip, moa, *subjects)
+    positive = host.prompt(bound_clip, PROMPT)
+    moa_alone = host.sample(alone, positive, negative)["samples"]
+    neighbour_alone = host.sample(apply(host, model), positive, negative)["samples"]
+    first = host.sample(apply(host, alone), positive, negative)["samples"]
+    second = host.sample(host.patch(apply(host, model), clip, moa, *subjects)[0], positive, negative)["samples"]
+    assert differ(first, moa_alone)
+    assert differ(first, neighbour_alone)
+    # The subjects of the conditioning are those of one MoA Patch Model; the models differ in order alone.
+    assert (first - second).abs().max() < 1e-4 * first.abs().max()
+
+
+def test_lora_on_model_and_clip_in_either_order(host, loaded, moa, subjects):
+    model, clip, _ = loaded
+    path = host.base / "models/loras/test.safetensors"
+
+    def run(model, clip):
+        return host.sample(model, host.prompt(clip, PROMPT), host.prompt(clip, "bad"))["samples"]
+
+    patched = host.patch(model, clip, moa, *subjects)
+    after = lora(host, *patched, path)
+    before = host.patch(*lora(host, model, clip, path), moa, *subjects)
+    assert differ(run(*after), run(*patched))
+    assert differ(run(*after), run(*lora(host, model, clip, path)))
+    assert (run(*after) - run(*before)).abs().max() < 1e-4 * run(*after).abs().max()
+    # Model and clip of the LoRA each act on their own.
+    assert differ(run(after[0], patched[1]), run(*patched)) and differ(run(patched[0], after[1]), run(*patched))
+
+
+def test_controlnet(host, loaded, moa, subjects):
+    model, clip, _ = loaded
+    net = controlnet(host, model, host.base / "models/controlnet/test.safetensors")
+    hint = torch.rand(1, 128, 128, 3, generator=torch.Generator().manual_seed(3))
+    patched, bound_clip = host.patch(model, clip, moa, *subjects)
+    positive, negative = host.prompt(bound_clip, PROMPT), host.prompt(bound_clip, "bad")
+    steered = host.run("ControlNetApplyAdvanced", positive, negative, net, hint, 1.0, 0.0, 1.0)
+    both = host.sample(patched, *steered)["samples"]
+    assert differ(both, host.sample(patched, positive, negative)["samples"])
+    assert differ(both, host.sample(model, *steered)["samples"])
+
+
+CONDITIONING = {
+    "Combine": lambda host, a, b: host.run("ConditioningCombine", a, b)[0],
+    "Average": lambda host, a, b: host.run("ConditioningAverage", a, b, 0.6)[0],
+    "Concat": lambda host, a, b: host.run("ConditioningConcat", a, b)[0],
+    "SetArea": lambda host, a, b: host.run(
+        "ConditioningCombine", host.run("ConditioningSetArea", a, 64, 128, 0, 0, 1.0)[0], b
+    )[0],
+    "SetMask": lambda host, a, b: host.run(
+        "ConditioningCombine", host.run("ConditioningSetMask", a, torch.eye(128)[None], "default", 1.0)[0], b
+    )[0],
+    "SetTimestepRange": lambda host, a, b: host.run(
+        "ConditioningCombine", host.run("ConditioningSetTimestepRange", a, 0.0, 0.6)[0], b
+    )[0],
+}
+
+
+@pytest.mark.parametrize("name", CONDITIONING)
+def test_conditioning_nodes(host, loaded, moa, subjects, name):
+    model, clip, _ = loaded
+    patched, bound_clip = host.patch(model, clip, moa, *subjects)
+    negative = host.prompt(bound_clip, "bad")
+
+    def conditioned(clip):
+        return CONDITIONING[name](host, host.prompt(clip, PROMPT), host.prompt(clip, "a forest at night"))
+
+    both = host.sample(patched, conditioned(bound_clip), negative)["samples"]
+    assert differ(both, host.sample(patched, host.prompt(bound_clip, PROMPT), negative)["samples"])  # the node acts
+    assert differ(both, host.sample(model, conditioned(clip), negative)["samples"])  # MoA acts
+    assert differ(both, host.sample(patched, conditioned(clip), negative)["samples"])  # and its bindings do
+
+
+def test_clip_skip(host, loaded, moa, subjects):
+    model, clip, _ = loaded
+    patched, bound_clip = host.patch(model, clip, moa, *subjects)
+    skipped = host.run("CLIPSetLastLayer", bound_clip, -2)[0]
+    both = host.sample(patched, host.prompt(skipped, PROMPT), host.prompt(skipped, "bad"))["samples"]
+    assert differ(both, host.sample(patched, host.prompt(bound_clip, PROMPT), host.prompt(bound_clip, "bad"))["samples"])
+    plain = host.run("CLIPSetLastLayer", clip, -2)[0]
+    unbound = host.sample(patched, host.prompt(plain, PROMPT), host.prompt(plain, "bad"))["samples"]
+    assert differ(both, unbound)
+
+
+def sampler_names() -> list[str]:
+    """Asked of the host when the test runs; collection must work without one."""
+    import comfy.samplers
+
+    return comfy.samplers.KSampler.SAMPLERS
+
+
+def test_every_sampler_of_ksampler(host, loaded, moa, subjects):
+    model, clip, _ = loaded
+    patched, bound_clip = host.patch(model, clip, moa, *subjects)
+    positive, negative = host.prompt(bound_clip, PROMPT), host.prompt(bound_clip, "bad")
+    for sampler in sampler_names():
+        with_moa = host.sample(patched, positive, negative, sampler=sampler)["samples"]
+        plain = host.sample(model, positive, negative, sampler=sampler)["samples"]
+        assert with_moa.isfinite().all(), sampler
+        assert differ(with_moa, plain), sampler
+
+
+def guiders(host, model, positive, negative):
+    return {
+        "CFGGuider": host.run("CFGGuider", model, positive, negative, 4.0)[0],
+        "BasicGuider": host.run("BasicGuider", model, positive)[0],
+        "DualCFGGuider": host.run("DualCFGGuider", model, positive, positive, negative, 4.0, 2.0, "regular")[0],
+    }
+
+
+@pytest.mark.parametrize("name", ["CFGGuider", "BasicGuider", "DualCFGGuider"])
+def test_guiders_of_sampler_custom(host, loaded, moa, subjects, name):
+    model, clip, _ = loaded
+    patched, bound_clip = host.patch(model, clip, moa, *subjects)
+
+    def run(model, positive, negative):
+        guider = guiders(host, model, positive, negative)[name]
+        noise = host.run("RandomNoise", 5)[0]
+        sampler, sigmas = host.run("KSamplerSelect", "euler")[0], host.run("BasicScheduler", model, "normal", 3, 1.0)[0]
+        latent = {"samples": torch.zeros(1, 4, 16, 16)}
+        return host.run("SamplerCustomAdvanced", noise, guider, sampler, sigmas, latent)[0]["samples"]
+
+    bound, bound_negative = host.prompt(bound_clip, PROMPT), host.prompt(bound_clip, "a bad man and woman")
+    plain, plain_negative = host.prompt(clip, PROMPT), host.prompt(clip, "a bad man and woman")
+    assert differ(run(patched, bound, bound_negative), run(model, plain, plain_negative))
+    assert differ(run(patched, bound, bound_negative), run(patched, plain, bound_negative))
+    # Wherever the guider puts its negative prompt, nothing binds there.
+    assert torch.equal(run(patched, bound, bound_negative), run(patched, bound, plain_negative))
