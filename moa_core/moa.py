@@ -33,6 +33,15 @@ class MoAConfig:
     image_encoder: dict[str, Any] = field(default_factory=lambda: dict(CLIP_VIT_L))
     """Arguments of transformers' CLIPVisionConfig."""
 
+    def __post_init__(self) -> None:
+        if not self.blocks:
+            raise ValueError("blocks is empty: a U-Net without attention has no place for a MoA")
+        if self.heads < 1 or any(shape.dim % self.heads for shape in self.blocks.values()):
+            raise ValueError(f"heads is {self.heads}, which does not divide the widths of the blocks")
+        missing = {"image_size", "projection_dim"} - self.image_encoder.keys()
+        if missing:
+            raise ValueError(f"image_encoder lacks {', '.join(sorted(missing))}")
+
     @classmethod
     def for_unet(cls, state_dict: Mapping[str, Any], base: str = "SD 1.5", **others: Any) -> MoAConfig:
         """The configuration that fits the U-Net with these weights (LDM or diffusers names)."""
@@ -100,10 +109,10 @@ class MoA(nn.Module):
         """
         config = config or MoAConfig.for_unet(state_dict)
         found = block_shapes(state_dict)
-        if not found or found != config.blocks:
+        if found != config.blocks:
             raise ValueError(
-                f"the config is for a U-Net of {len(config.blocks)} transformer blocks, the weights have "
-                f"{len(found)} that {'fit' if found else 'could be found'}: use MoAConfig.for_unet(state_dict)"
+                f"the config is for a U-Net of {len(config.blocks)} transformer blocks, the weights are of one with "
+                f"{len(found)} or of other widths: use MoAConfig.for_unet(state_dict)"
             )
         moa = cls(config)
         for address, weights in attention_weights(state_dict).items():

@@ -50,8 +50,8 @@ def load_moa(
     path = Path(path)
     config, weights = _read(path)
     with torch.device("meta"):
+        _check(path, MoA(config), weights)
         moa = MoA(config, operations)
-    _check(path, moa, weights)
     for name in weights:
         kind = (encoder_dtype or dtype) if name.startswith("image_encoder.") else dtype
         weights[name] = weights[name].to(kind)
@@ -87,8 +87,11 @@ def _config(path: Path, metadata: dict[str, str]) -> MoAConfig:
             f"pack reads version '{FORMAT_VERSION}'. Update ComfyUI-MoA, or use an older file"
         )
     try:
-        return MoAConfig.from_json(json.loads(metadata["config"]))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        config = MoAConfig.from_json(json.loads(metadata["config"]))
+        with torch.device("meta"):
+            MoA(config)
+        return config
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as error:
         raise MoAFileError(
             f"'{path.name}' has a damaged configuration in its metadata ({type(error).__name__}: {error}): "
             "download the file again"

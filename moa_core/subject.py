@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # told apart by identity: two people may share a word
 class Subject:
     """features [V, F]: V variants, matched to the pictures of a batch by index; one for every picture if V = 1."""
 

@@ -174,9 +174,8 @@ def _missing(subjects: Sequence[Subject], prompts: list[BoundPrompt | None]) -> 
     for number, subject in enumerate(subjects):
         if id(subject) not in bound:
             same = sum(other.word == subject.word for other in subjects[: number + 1])
-            often = "the word" if same == 1 else f"a {same}. time the word"
             sentences.append(
-                f"MoA: subject{number} will not appear: the prompt {quoted} does not hold {often} '{subject.word}'. "
-                f"Write it there, or change the word in Subject Encoder."
+                f"MoA: subject{number} will not appear: the prompt {quoted} does not hold the word '{subject.word}'"
+                f"{'' if same == 1 else f' {same} times'}. Write it there, or change the word in Subject Encoder."
             )
     return sentences

@@ -1,0 +1,105 @@
+"""The same weights, noise and prompt give the same U-Net output in ComfyUI and in diffusers."""
+
+import copy
+import gc
+
+import pytest
+import torch
+from conftest import stir
+
+SD15 = {
+    "block_out_channels": (320, 640, 1280, 1280),
+    "layers_per_block": 2,
+    "attention_head_dim": 8,
+    "cross_attention_dim": 768,
+    "down_block_types": ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
+    "up_block_types": ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
+}
+TINY_ENCODER = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "image_size": 32,
+    "patch_size": 16,
+    "projection_dim": 768,
+}
+
+
+def one_call(model, positive, x, sigma):
+    """The noise that the host's model predicts for x at sigma, through its own sampling machinery, cfg 1."""
+    import comfy.samplers
+
+    class Once(comfy.samplers.Sampler):
+        def sample(self, denoiser, sigmas, extra_args, *args, **kwargs):
+            self.denoised = denoiser(x, sigma.expand(len(x)), **extra_args)
+            return self.denoised
+
+    once = Once()
+    guider = comfy.samplers.CFGGuider(model)
+    guider.set_conds(positive, positive)
+    guider.set_cfg(1.0)
+    guider.sample(torch.zeros_like(x), torch.zeros_like(x), once, torch.stack([sigma, sigma * 0]), seed=0)
+    return (x - once.denoised) / sigma
+
+
+@pytest.mark.parametrize("shape", ["toy", "sd15"])
+def test_comfyui_and_diffusers_agree(host, toy_base, shape):
+    import comfy.ops
+    import comfy.sd
+    from comfy.model_patcher import ModelPatcher
+    from diffusers import UNet2DConditionModel
+
+    from moa_core.moa import MoA, MoAConfig
+    from moa_core.subject import Subject
+    from moa_core.unet_call import BoundTokens
+    from training.adapter import MoAUNet
+    from training.ldm_names import unet_to_ldm
+
+    torch.manual_seed(0)
+    with torch.inference_mode(False):
+        unet = copy.deepcopy(toy_base.unet) if shape == "toy" else UNet2DConditionModel(**SD15).eval()
+        if shape == "toy":
+            fresh = toy_base.fresh_moa()
+        else:
+            config = MoAConfig.for_unet(unet.state_dict(), image_encoder=TINY_ENCODER)
+            assert len(config.blocks) == 16
+            fresh = MoA.from_prior(unet.state_dict(), config)
+        moa = stir(fresh)
+    width = moa.config.text_dim
+    size, batch = (16, 2) if shape == "toy" else (24, 1)
+    x, context = torch.randn(batch, 4, size, size), torch.randn(1, 77, width)
+    subject = Subject(torch.randn(batch, moa.config.feature_dim), "man", "man")
+
+    # ComfyUI: the same U-Net under LDM names, the same MoA through MoA Patch Model's own hooks.
+    names = unet_to_ldm(unet.state_dict(), unet.config.layers_per_block)
+    weights = {f"model.diffusion_model.{name}": weight.clone() for name, weight in names.items()}
+    model = comfy.sd.load_diffusion_model_state_dict(weights, {"dtype": torch.float32})
+    host_moa_class, hooks = host.module("moa_core.moa").MoA, host.module("nodes.model_hooks")
+    host_config = host.module("moa_core.moa").MoAConfig.from_json(moa.config.to_json())
+    host_moa = host_moa_class(host_config, comfy.ops.manual_cast)
+    host_moa.load_state_dict(moa.state_dict())
+    mixture = ModelPatcher(host_moa.mixture, torch.device("cpu"), torch.device("cpu"))
+    binding = host.module("moa_core.binding")
+    note = binding.BoundPrompt("a man", (binding.Binding(5, subject), binding.Binding(60, subject)))
+    conditioning = [[context, {"moa_bound_prompt": note}]]
+    timestep = torch.tensor(500.0)
+    sigma = model.get_model_object("model_sampling").sigma(timestep)
+
+    # diffusers: the prior first, then the same module with its attention processors wrapped.
+    rows = [(row, position, subject.feature(row)) for row in range(batch) for position in (5, 60)]
+    call = (x, timestep.expand(batch), context.expand(batch, -1, -1))
+    prior = unet(*call).sample
+    diffusers_unet = MoAUNet(unet, moa.mixture)
+
+    for sparse in (False, True):
+        patched = model.clone()
+        hooks.MoAHooks(host_moa.mixture, [subject], 1.0, 0.0, 1.0, sparse).attach(patched, mixture)
+        ours = one_call(patched, conditioning, x * (sigma**2 + 1) ** 0.5, sigma)
+        theirs = diffusers_unet(*call, BoundTokens.stack(rows), 1.0, sparse)
+        assert (theirs - prior).abs().max() > 1e-2  # the MoA acts
+        difference = (ours - theirs).abs().max().item()
+        print(f"{shape} {'sparse' if sparse else 'dense'}: max abs difference {difference:.1e}")
+        assert difference < 1e-4
+    del model, patched, weights, host_moa, moa, fresh
+    gc.collect()
