@@ -14,7 +14,9 @@ BOUND_PROMPT = "moa_bound_prompt"
 class BindingCLIP(comfy.sd.CLIP):
     """Encodes exactly as the CLIP it was made from; its clones (LoRA, CLIP skip) bind as well."""
 
-    subjects: Sequence[Subject] = ()
+    subjects: Sequence[Subject]
+    words: Sequence[Sequence[int]]
+    """Each subject's word as token ids."""
 
     def clone(self, *args, **kwargs):
         return bind_subjects(super().clone(*args, **kwargs), self.subjects)
@@ -33,15 +35,20 @@ class BindingCLIP(comfy.sd.CLIP):
         width = tokenizer.embedding_size
         # An embedding of another width is dropped by the encoder, and what follows it moves up.
         chunks = [[t[0] for t in chunk if isinstance(t[0], int) or t[0].shape[-1] == width] for chunk in tokens["l"]]
-        words = [self._word_ids(subject.word) for subject in self.subjects]
-        return bind(self._text(chunks), chunks, words, self.subjects, self._ends_word)
+        return bind(self._text(chunks), chunks, self.words, self.subjects, self._ends_word)
 
     def _ends_word(self, token: int) -> bool:
         return not self._is_text(token) or clip_l_tokenizer(self).inv_vocab[token].endswith("</w>")
 
     def _word_ids(self, word: str) -> list[int]:
         chunk = self.tokenize(word)["l"][0]
-        return [token for token, *_ in chunk if isinstance(token, int) and self._is_text(token)]
+        ids = [token for token, *_ in chunk if isinstance(token, int) and self._is_text(token)]
+        if not ids:
+            raise ValueError(
+                f"MoA Patch Model: the word '{word}' of a subject has no token of text. Enter an ordinary word in "
+                "Subject Encoder: man"
+            )
+        return ids
 
     def _is_text(self, token: int) -> bool:
         tokenizer = clip_l_tokenizer(self)
@@ -60,9 +67,13 @@ class BindingCLIP(comfy.sd.CLIP):
 
 
 def bind_subjects(clip: comfy.sd.CLIP, subjects: Sequence[Subject]) -> BindingCLIP:
-    """Turn a fresh clone of a CLIP into one that binds these subjects."""
+    """Turn a fresh clone of a CLIP into one that binds these subjects.
+
+    Raises ValueError for a word that holds nothing to bind to.
+    """
     clip.__class__ = BindingCLIP
     clip.subjects = subjects
+    clip.words = [clip._word_ids(subject.word) for subject in subjects]
     return clip
 
 

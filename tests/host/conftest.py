@@ -1,68 +1,13 @@
-"""A real ComfyUI in this process, on the CPU, with the pack loaded the way it loads custom nodes."""
+"""Fixtures of the host tests: a ComfyUI in this process, with toy models."""
 
 from __future__ import annotations
 
-import asyncio
-import importlib
-import os
-import sys
-from pathlib import Path
-
 import pytest
 import torch
-from find_comfyui import find_comfyui
-
-PACK = Path(__file__).resolve().parents[2]
-WORD_SIZE = 64
-
-
-def make_base_directory(folder: Path) -> Path:
-    """A ComfyUI base directory with the pack in custom_nodes and room for models."""
-    for name in ("custom_nodes", "input", "models/checkpoints", "models/moa", "models/loras", "models/controlnet"):
-        (folder / name).mkdir(parents=True)
-    (folder / "models" / "embeddings").mkdir()
-    (folder / "custom_nodes" / "ComfyUI-MoA").symlink_to(PACK)
-    return folder
-
-
-class Host:
-    """What a user's graph does, node by node."""
-
-    def __init__(self, base: Path, node_classes: dict):
-        self.base, self.nodes = base, node_classes
-
-    def run(self, node_id: str, *args, **kwargs):
-        """Execute one node, old or new style; a tuple of its outputs."""
-        node = self.nodes[node_id]
-        if hasattr(node, "define_schema"):
-            out = node.execute(*args, **kwargs)
-            return out.result if hasattr(out, "result") else out
-        return getattr(node(), node.FUNCTION)(*args, **kwargs)
-
-    def module(self, name: str):
-        """A module of the pack, as the host imported it: `nodes.patch_model`, `moa_core.binding`."""
-        pack = next(m for m in sys.modules if m.endswith(".nodes.patch_model")).removesuffix(".nodes.patch_model")
-        return importlib.import_module(f"{pack}.{name}")
-
-    def prompt(self, clip, text: str):
-        return self.run("CLIPTextEncode", clip, text)[0]
-
-    def sample(self, model, positive, negative, seed=1, steps=3, cfg=4.0, sampler="euler", size=16, batch=1, **others):
-        """KSampler's LATENT dictionary."""
-        latent = others.pop("latent", {"samples": torch.zeros(batch, 4, size, size)})
-        return self.run("KSampler", model, seed, steps, cfg, sampler, "normal", positive, negative, latent, **others)[0]
-
-    def subject(self, moa, seed: int = 0, word: str = "man"):
-        picture = torch.rand(1, WORD_SIZE, WORD_SIZE, 3, generator=torch.Generator().manual_seed(seed))
-        return self.run("MoASubjectEncoder", moa, picture, word)[0]
-
-    def patch(self, model, clip, moa, *subjects, **widgets):
-        chosen = {f"subject{i}": subject for i, subject in enumerate(subjects)}
-        return self.run("MoAPatchModel", model, clip, moa, chosen, **widgets)
-
+from comfy_host import Host, make_base_directory, start_host
 
 @pytest.fixture(scope="session")
-def host(tmp_path_factory, toy_base, stirred_moa):
+def host(tmp_path_factory, toy_base, stirred_moa) -> Host:
     from moa_core.moa_file import save_moa
 
     base = make_base_directory(tmp_path_factory.mktemp("comfyui"))
@@ -70,18 +15,7 @@ def host(tmp_path_factory, toy_base, stirred_moa):
     save_moa(stirred_moa, base / "models/moa/moa-stirred.safetensors", torch.float32)
     save_moa(toy_base.fresh_moa(), base / "models/moa/moa-fresh.safetensors", torch.float32)
 
-    sys.path.insert(0, str(find_comfyui()))
-    from comfy.cli_args import args
-
-    args.cpu, args.base_directory = True, str(base)
-    before = os.getcwd()
-    import nodes
-
-    with torch.inference_mode():
-        asyncio.run(nodes.init_extra_nodes(init_custom_nodes=False, init_api_nodes=False))
-        assert asyncio.run(nodes.load_custom_node(str(base / "custom_nodes/ComfyUI-MoA"), module_parent="custom_nodes"))
-    os.chdir(before)
-    return Host(base, nodes.NODE_CLASS_MAPPINGS)
+    return start_host(base)
 
 
 @pytest.fixture(autouse=True)
