@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from find_comfyui import find_comfyui, version
+
+from training.comfyui import find_comfyui, version
 
 HOST_TESTS = Path(__file__).parent / "host"
 

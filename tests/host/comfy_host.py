@@ -9,18 +9,10 @@ import sys
 from pathlib import Path
 
 import torch
-from find_comfyui import PACK, find_comfyui
+
+from training.comfyui import find_comfyui
 
 WORD_SIZE = 64
-
-
-def make_base_directory(folder: Path) -> Path:
-    """A ComfyUI base directory with the pack in custom_nodes and room for models."""
-    for name in ("custom_nodes", "input", "models/checkpoints", "models/moa", "models/loras", "models/controlnet"):
-        (folder / name).mkdir(parents=True)
-    (folder / "models" / "embeddings").mkdir()
-    (folder / "custom_nodes" / "ComfyUI-MoA").symlink_to(PACK)
-    return folder
 
 
 class Host:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from comfy_host import Host, make_base_directory, start_host
+from comfy_host import Host, start_host
+
+from training.comfyui import make_base_directory
 
 @pytest.fixture(scope="session")
 def host(tmp_path_factory, toy_base, stirred_moa) -> Host:

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from comfy_host import make_base_directory
+from training.comfyui import make_base_directory
 
 
 def run(step, folder) -> dict:

@@ -1,0 +1,36 @@
+# `make demo` and `make test` each set up what they need, in .venv, on a fresh machine.
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+# ComfyUI imports torchaudio; the newest torch and the last torchaudio refuse each other. This set works with both.
+TORCH := torch==2.11.0 torchvision==0.26.0 torchaudio==2.11.0
+
+.PHONY: test demo lint bench setup
+
+test: setup
+	$(RUN) -m pytest
+
+demo: setup
+	$(RUN) -m training.demo
+
+lint: setup
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(VENV)/bin/comfy --skip-prompt --no-enable-telemetry node validate
+
+bench: setup
+	$(RUN) -m tests.bench
+
+# A stamp for the pack's own packages, and one for each ComfyUI whose requirements were installed beside them.
+setup: $(VENV)/pack.stamp
+	@host=$$($(RUN) -m training.comfyui) || exit 1; \
+	if [ -n "$$host" ] && ! cmp -s "$$host/requirements.txt" $(VENV)/comfyui-requirements.txt; then \
+		echo "Installing what the ComfyUI in $$host requires"; \
+		$(RUN) -m pip install --quiet -r "$$host/requirements.txt" $(TORCH) && \
+		cp "$$host/requirements.txt" $(VENV)/comfyui-requirements.txt; \
+	fi
+
+$(VENV)/pack.stamp: pyproject.toml requirements.txt
+	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet $(TORCH) -r requirements.txt -r training/requirements.txt -r tests/requirements.txt
+	touch $@

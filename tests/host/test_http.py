@@ -1,0 +1,79 @@
+"""A shared API workflow in a real ComfyUI server, over HTTP, as a user runs it."""
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from training.comfyui import Server, find_comfyui, make_base_directory
+from training.demo import graph
+
+
+def person(path, seed):
+    """A cut-out reference picture."""
+    pixels = np.random.default_rng(seed).integers(0, 255, (96, 80, 4), dtype=np.uint8)
+    pixels[..., 3] = 0
+    pixels[10:90, 20:60, 3] = 255
+    Image.fromarray(pixels).save(path)
+    return path.name
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory, toy_base, stirred_moa):
+    from moa_core.moa_file import save_moa
+
+    base = make_base_directory(tmp_path_factory.mktemp("server"))
+    with torch.inference_mode(False):
+        toy_base.save(base / "models/checkpoints/toy.safetensors")
+        save_moa(stirred_moa, base / "models/moa/moa-toy.safetensors")
+    for number, name in enumerate(("ann", "bob", "cid")):
+        person(base / f"input/{name}.png", number)
+    with Server(find_comfyui(), base) as running:
+        yield running
+
+
+def workflow(*names, words=("man", "woman"), **others):
+    people = [(f"{name}.png", word) for name, word in zip(names, words, strict=True)]
+    return graph("toy.safetensors", "moa-toy.safetensors", people, prompt="a man and a woman", **others)
+
+
+def cached(entry) -> set[str]:
+    return {node for kind, data in entry["status"]["messages"] if kind == "execution_cached" for node in data["nodes"]}
+
+
+def test_image_and_maps_come_out_and_another_subject_encodes_only_itself_anew(server):
+    first = server.queue(workflow("ann", "bob"))
+    picture = Image.open(io.BytesIO(server.pictures(first, "save")[0]))
+    maps = Image.open(io.BytesIO(server.pictures(first, "maps")[0]))
+    assert picture.size == (128, 128) and min(maps.size) > 300
+    assert np.asarray(maps).std() > 10
+    second = server.queue(workflow("ann", "cid"))
+    kept = cached(second)
+    assert {"base", "moa", "image0", "mask0", "subject0", "latent"} <= kept
+    assert not {"image1", "subject1", "patch", "positive", "sample", "save"} & kept
+    other = Image.open(io.BytesIO(server.pictures(second, "save")[0]))
+    # An untrained autoencoder saturates, so that little of the change in the latents is left in the picture.
+    assert (np.asarray(other) != np.asarray(picture)).any()
+
+
+def test_the_nodes_describe_themselves(server):
+    info = server.get("/object_info")
+    for name in ("MoALoader", "MoASubjectEncoder", "MoAPatchModel", "MoARouterVisualizer", "MoASubjectInterpolate"):
+        node = info[name]
+        assert node["description"] and node["display_name"] and node["search_aliases"]
+        for inputs in node["input"].values():
+            for key, (_, *options) in inputs.items():
+                assert options and options[0].get("tooltip"), f"{name}.{key} has no tooltip"
+    assert info["MoALoader"]["input"]["required"]["moa_name"][1]["options"] == ["moa-toy.safetensors"]
+    assert info["MoAPatchModel"]["output"] == ["MODEL", "CLIP"]
+
+
+def test_errors_reach_the_user_as_sentences(server):
+    with pytest.raises(RuntimeError, match="MoASubjectEncoder: .*'word' is empty"):
+        server.queue(workflow("ann", "bob", words=("man", "")))
+    server.queue(workflow("ann", "bob", words=("man", "dragon"), seed=11))
+    log = server.log.read_text()
+    assert log.count("subject1 will not appear: the prompt 'a man and a woman' does not hold the word 'dragon'") == 1
+    assert "Traceback" not in log.split("Starting server")[-1].split("'word' is empty")[-1]

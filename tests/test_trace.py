@@ -1,0 +1,42 @@
+"""The trace: which maps it keeps, and the subject area it makes of them."""
+
+import torch
+
+from moa_core.address import Address
+from moa_core.trace import BINS, Trace, routed_blocks
+
+BLOCKS = [Address("input", n, 0) for n in range(1, 5)] + [Address("output", n, 0) for n in range(4)]
+
+
+def test_maps_are_means_over_the_steps_of_a_bin():
+    trace = Trace((4, 6))
+    layer = (BLOCKS[2], "attn2")
+    for timestep, value in ((990.0, 0.2), (910.0, 0.4), (10.0, 1.0)):
+        trace.add(timestep, {layer: torch.full((2, 24), value)})
+    assert trace.timesteps == [(900, 1000), (0, 100)]
+    maps = trace.maps(layer)
+    assert maps.shape == (2, 2, 4, 6)
+    assert torch.allclose(maps[:, 0], torch.tensor(0.3)) and torch.allclose(maps[:, 1], torch.tensor(1.0))
+
+
+def test_a_trace_does_not_grow_with_the_steps():
+    trace = Trace((4, 4))
+    for timestep in range(999, -1, -1):
+        trace.add(float(timestep), {(BLOCKS[0], "attn1"): torch.rand(1, 16)})
+    assert len(trace.timesteps) == BINS
+
+
+def test_the_subject_area_is_read_off_the_routed_blocks_at_latent_size():
+    """All but the first two and last three blocks; layers of several sizes, odd ones too."""
+    assert routed_blocks(BLOCKS) == BLOCKS[2:-3]
+    trace = Trace((5, 7))
+    shares = {}
+    for number, block in enumerate(BLOCKS):
+        pixels = 35 if number in (0, 2) else 3 * 4  # 5x7, or half of it rounded up
+        shares[block, "attn1"] = torch.full((1, pixels), 0.5 if block in BLOCKS[2:-3] else 0.0)
+    shares[BLOCKS[2], "attn1"][0, 0] = 1.0
+    trace.add(500.0, shares)
+    area = trace.subject_area()
+    assert area.shape == (1, 5, 7)
+    assert torch.allclose(area[0, -1, -1], torch.tensor(0.5))
+    assert area[0].argmax() == 0 and area[0, 0, 0] > 0.6
