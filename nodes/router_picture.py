@@ -1,4 +1,4 @@
-"""The picture of a trace: the subject area over the image, and a grid of layers by timesteps."""
+"""The picture of a trace: the subject area over the image, and the expert's share by block and timestep."""
 
 import numpy as np
 import torch
@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..moa_core.trace import Trace
 
-CELL, GAP, LABEL, HEAD = 56, 4, 150, 64
+CELL, GAP, LABEL, HEAD, LEGEND = 48, 4, 88, 64, 72
 INK, PAPER, FAINT = (235, 235, 240), (24, 24, 28), (150, 150, 160)
 # Dark blue over violet and orange to pale yellow: even steps of lightness, so that grey prints read as well.
 STOPS = np.array([(8, 8, 40), (84, 15, 109), (186, 54, 85), (249, 140, 10), (252, 255, 190)], dtype=np.float32)
@@ -15,27 +15,28 @@ STOPS = np.array([(8, 8, 40), (84, 15, 109), (186, 54, 85), (249, 140, 10), (252
 
 def draw_trace(trace: Trace, area: Tensor, index: int, image: Tensor | None) -> Tensor:
     """One picture of the batch: area [h, w], the picture's index, image [H, W, 3] or None -> [H', W', 3] in 0..1."""
-    layers, steps = trace.layers, trace.timesteps
-    grid_width, grid_height = LABEL + len(steps) * (CELL + GAP), len(layers) * (CELL + GAP)
-    side = max(4 * CELL, min(grid_height, 512))
-    canvas = Image.new("RGB", (side + 3 * GAP + grid_width + 90, HEAD + max(grid_height, side) + 2 * GAP), PAPER)
+    blocks = list(dict.fromkeys(address for address, _ in trace.layers))
+    half = len(trace.timesteps) * (CELL + GAP)
+    height = len(blocks) * (CELL + GAP)
+    side = min(max(height, 6 * CELL), 512)
+    left = side + 3 * GAP + LABEL
+    width = max(left + 2 * half + 3 * GAP + LEGEND, left + 520)
+    canvas = Image.new("RGB", (width, HEAD + max(height, side) + 2 * GAP), PAPER)
     draw, font, small = ImageDraw.Draw(canvas), ImageFont.load_default(18), ImageFont.load_default(12)
-    draw.text((GAP * 2, 12), "subject area", INK, font)
+    draw.text((2 * GAP, 10), "subject area", INK, font)
     canvas.paste(_overlay(area, image, side), (GAP, HEAD))
 
-    left = side + 2 * GAP
-    draw.text((left + LABEL, 8), "expert share by layer (down) and timestep (right)", INK, font)
-    for column, (first, last) in enumerate(steps):
-        draw.text((left + LABEL + column * (CELL + GAP), 42), f"{last - 1}-{first}", FAINT, small)
-    for row, layer in enumerate(layers):
-        top = HEAD + row * (CELL + GAP)
-        address, attention = layer
-        draw.text((left + 2 * GAP, top + CELL // 2 - 16), str(address), INK, small)
-        draw.text((left + 2 * GAP, top + CELL // 2), "self" if attention == "attn1" else "cross", FAINT, small)
-        for column, share in enumerate(trace.maps(layer)[index]):
-            cell = _paint(share).resize((CELL, CELL), Image.Resampling.NEAREST)
-            canvas.paste(cell, (left + LABEL + column * (CELL + GAP), top))
-    _colour_bar(canvas, draw, small, left + grid_width + 2 * GAP)
+    for row, address in enumerate(blocks):
+        draw.text((side + 4 * GAP, HEAD + row * (CELL + GAP) + CELL // 2 - 7), str(address), FAINT, small)
+    for attention, title, start in (("attn1", "self-attention", left), ("attn2", "cross-attention", left + half + 2 * GAP)):
+        draw.text((start, 10), title, INK, font)
+        for column, (_, last) in enumerate(trace.timesteps):
+            draw.text((start + column * (CELL + GAP), 42), f"t<{last}", FAINT, small)
+        for row, address in enumerate(blocks):
+            for column, share in enumerate(trace.maps((address, attention))[index]):
+                cell = _paint(share).resize((CELL, CELL), Image.Resampling.NEAREST)
+                canvas.paste(cell, (start + column * (CELL + GAP), HEAD + row * (CELL + GAP)))
+    _colour_bar(canvas, draw, small, width - LEGEND)
     return torch.from_numpy(np.asarray(canvas).astype(np.float32) / 255.0)
 
 
@@ -82,4 +83,5 @@ def _colour_bar(canvas: Image.Image, draw: ImageDraw.ImageDraw, font: ImageFont.
     canvas.paste(bar, (left, HEAD))
     for share in (1.0, 0.5, 0.0):
         draw.text((left + 22, HEAD + (1.0 - share) * (height - 12)), f"{share:.1f}", FAINT, font)
-    draw.text((left, HEAD + height + GAP), "expert", FAINT, font)
+    draw.text((left, HEAD + height + GAP), "expert's", FAINT, font)
+    draw.text((left, HEAD + height + GAP + 14), "share", FAINT, font)
