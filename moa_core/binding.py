@@ -51,9 +51,7 @@ def bind(
     return BoundPrompt(prompt, tuple(bindings), tuple(unbound))
 
 
-def find_word(
-    chunks: Sequence[Sequence[object]], word: Sequence[int], ends_word: Callable[[int], bool]
-) -> list[int]:
+def find_word(chunks: Sequence[Sequence[object]], word: Sequence[int], ends_word: Callable[[int], bool]) -> list[int]:
     """Positions of the last token of every occurrence of the word, counted through all chunks."""
     places, offset = [], 0
     for chunk in chunks:

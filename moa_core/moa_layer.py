@@ -37,7 +37,9 @@ class MoALayer(nn.Module):
     h is the normalized hidden state that enters the attention, [B, N, C].
     """
 
-    def __init__(self, dim: int, context_dim: int, heads: int, router_hidden: int, operations: Any = nn, **factory: Any):
+    def __init__(
+        self, dim: int, context_dim: int, heads: int, router_hidden: int, operations: Any = nn, **factory: Any
+    ):
         super().__init__()
         self.expert = Expert(dim, context_dim, heads, operations, **factory)
         self.router = Router(dim, router_hidden, operations, **factory)

@@ -7,7 +7,6 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
@@ -90,7 +89,11 @@ class MoAHooks:
         """Around one U-Net call: x [B, 4, h, w], timesteps [B], context [B, T, D]."""
         rows: Rows | None = kwargs.pop(MODEL_COND, None)
         run = self._run
-        if run is None or rows is None or not run.end_sigma <= float(transformer_options["sigmas"][0]) <= run.start_sigma:
+        if (
+            run is None
+            or rows is None
+            or not run.end_sigma <= float(transformer_options["sigmas"][0]) <= run.start_sigma
+        ):
             return executor(x, timesteps, context, y, control, transformer_options, **kwargs)
         timestep = float(timesteps[0])  # before the U-Net is queued: afterwards it would wait for it
 
@@ -112,7 +115,8 @@ class MoAHooks:
             positive = "negative" not in name
             for conditioning in conditionings:
                 prompt: BoundPrompt | None = conditioning.get(BOUND_PROMPT) if positive else None
-                tokens = conditioning["cross_attn"].shape[1]
+                text = conditioning.get("cross_attn")
+                tokens = text.shape[1] if text is not None else 1
                 conditioning["model_conds"] = {
                     **conditioning["model_conds"],
                     MODEL_COND: CONDRows((prompt, tokens, positive)),

@@ -38,7 +38,7 @@ class MoAPatchModel(io.ComfyNode):
                     template=io.Autogrow.TemplatePrefix(
                         input=MOA_SUBJECT.Input(
                             "subject",
-                            tooltip="The n-th subject with a word takes the n-th occurrence of that word in the prompt.",
+                            tooltip="The n-th subject with a word takes that word's n-th occurrence in the prompt.",
                         ),
                         prefix="subject",
                         min=0,
@@ -60,10 +60,15 @@ class MoAPatchModel(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.01,
-                    tooltip="MoA begins at this part of the sampling. Later keeps more of the checkpoint's composition.",
+                    tooltip="MoA begins at this part of the sampling. Later keeps more of the composition.",
                 ),
                 io.Float.Input(
-                    "end_percent", default=1.0, min=0.0, max=1.0, step=0.01, tooltip="MoA ends at this part of the sampling."
+                    "end_percent",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="MoA ends at this part of the sampling.",
                 ),
                 io.Combo.Input(
                     "routing",
@@ -88,7 +93,7 @@ class MoAPatchModel(io.ComfyNode):
         routing: str = "sparse",
     ) -> io.NodeOutput:
         _check_fit(model, clip, moa)
-        chosen = [subject for subject in (subjects or {}).values() if subject is not None]
+        chosen = [subject for _, subject in sorted((subjects or {}).items()) if subject is not None]
         for number, subject in enumerate(chosen):
             if subject.features.shape[-1] != moa.moa.config.feature_dim:
                 raise ValueError(
@@ -138,8 +143,5 @@ def _describe(blocks: dict[Address, BlockShape]) -> str:
     if not blocks:
         return "no U-Net with text attention"
     widths = sorted({shape.dim for shape in blocks.values()})
-    return f"{len(blocks)} transformer blocks, {'/'.join(map(str, widths))} wide, text {_text_dim(blocks)} wide"
-
-
-def _text_dim(blocks: dict[Address, BlockShape]) -> int:
-    return next(iter(blocks.values())).context_dim
+    text = next(iter(blocks.values())).context_dim
+    return f"{len(blocks)} transformer blocks, {'/'.join(map(str, widths))} wide, text {text} wide"

@@ -28,7 +28,10 @@ def draw_trace(trace: Trace, area: Tensor, index: int, image: Tensor | None) -> 
 
     for row, address in enumerate(blocks):
         draw.text((side + 4 * GAP, HEAD + row * (CELL + GAP) + CELL // 2 - 7), str(address), FAINT, small)
-    for attention, title, start in (("attn1", "self-attention", left), ("attn2", "cross-attention", left + half + 2 * GAP)):
+    for attention, title, start in (
+        ("attn1", "self-attention", left),
+        ("attn2", "cross-attention", left + half + 2 * GAP),
+    ):
         draw.text((start, 10), title, INK, font)
         for column, (_, last) in enumerate(trace.timesteps):
             draw.text((start + column * (CELL + GAP), 42), f"t<{last}", FAINT, small)

@@ -29,7 +29,9 @@ class MoARouterVisualizer(io.ComfyNode):
             inputs=[
                 io.Model.Input("model", tooltip="The patched MODEL that the KSampler used."),
                 io.Latent.Input("samples", tooltip="The KSampler's LATENT."),
-                io.Image.Input("image", optional=True, tooltip="The decoded picture; the subject area is drawn over it."),
+                io.Image.Input(
+                    "image", optional=True, tooltip="The decoded picture; the subject area is drawn over it."
+                ),
             ],
             outputs=[io.Image.Output(), io.Mask.Output()],
         )
@@ -38,7 +40,9 @@ class MoARouterVisualizer(io.ComfyNode):
     def execute(cls, model: ModelPatcher, samples: dict, image: Tensor | None = None) -> io.NodeOutput:
         trace = _find_trace(model.get_attachment(KEY), samples["samples"])
         area = trace.subject_area()  # [B, h, w]
-        pictures = [draw_trace(trace, area[i], i, None if image is None else image[i % len(image)]) for i in range(len(area))]
+        pictures = [
+            draw_trace(trace, area[i], i, None if image is None else image[i % len(image)]) for i in range(len(area))
+        ]
         size = [PIXELS_PER_LATENT * side for side in trace.latent_shape]
         large = F.interpolate(area[:, None], size, mode="bicubic", align_corners=False)[:, 0]  # [B, H, W]
         return io.NodeOutput(torch.stack(pictures), torch.stack([two_classes(m) for m in large]))

@@ -53,7 +53,9 @@ class MoASubjectEncoder(io.ComfyNode):
     def execute(cls, moa: LoadedMoA, image: Tensor, word: str, mask: Tensor | None = None) -> io.NodeOutput:
         word = word.strip()
         if not word:
-            raise ValueError("Subject Encoder: 'word' is empty. Enter the word of your prompt that names the person: man")
+            raise ValueError(
+                "Subject Encoder: 'word' is empty. Enter the word of your prompt that names the person: man"
+            )
         masks = _masks(image, mask)
         mm.load_models_gpu([moa.image_encoder])
         encoder, device = moa.moa.image_encoder, moa.image_encoder.load_device
@@ -91,7 +93,9 @@ def _masks(image: Tensor, mask: Tensor | None) -> list[Tensor | None]:
             f"Subject Encoder: {mask.shape[0]} masks for {count} pictures. Connect one mask, or one for each picture"
         )
     if mask.shape[1:] != (height, width):
-        logging.info("MoA: the mask is %dx%d, the picture %dx%d; the mask is scaled.", *mask.shape[:0:-1], width, height)
+        logging.info(
+            "MoA: the mask is %dx%d, the picture %dx%d; the mask is scaled.", *mask.shape[:0:-1], width, height
+        )
         mask = F.interpolate(mask[:, None].float(), (height, width), mode="bilinear", align_corners=False)[:, 0]
     masks = [m if bool((m > 0.5).any()) else None for m in mask.expand(count, -1, -1)]
     if None in masks:  # LoadImage hands out black masks for pictures without transparency

@@ -142,7 +142,12 @@ def test_the_subject_prompt_differs_by_feature_layer_and_timestep_at_bound_token
     untouched = torch.ones(2, 77, dtype=torch.bool)
     untouched[1, 5] = False
     assert torch.equal(base[untouched], context[untouched])
-    for other in (prompt(-feature, 500.0, first), prompt(feature, 100.0, first), prompt(feature, 500.0, second), context):
+    for other in (
+        prompt(-feature, 500.0, first),
+        prompt(feature, 100.0, first),
+        prompt(feature, 500.0, second),
+        context,
+    ):
         assert (base[1, 5] - other[1, 5]).abs().max() > 1e-3
 
 

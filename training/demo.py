@@ -67,7 +67,9 @@ def make_models(folder: Path) -> None:
 
 def through_comfyui(comfyui: Path, base: Path, references: list[Path]) -> dict[str, Image.Image]:
     with Server(comfyui, base) as server:
-        entry = server.queue(graph(CHECKPOINT, MOA, [(path.name, word) for path, word in zip(references, WORDS, strict=True)]))
+        entry = server.queue(
+            graph(CHECKPOINT, MOA, [(path.name, word) for path, word in zip(references, WORDS, strict=True)])
+        )
         return {
             "moa": Image.open(io.BytesIO(server.pictures(entry, "save")[0])),
             "router": Image.open(io.BytesIO(server.pictures(entry, "maps")[0])),
@@ -86,7 +88,9 @@ def through_diffusers(base: Path, references: list[Path]) -> dict[str, Image.Ima
     return {"moa": to_image(pictures[0]), "router": area.resize((128, 128)).convert("RGB")}
 
 
-def graph(checkpoint: str, moa: str, people: list[tuple[str, str]], prompt: str = PROMPT, seed: int = SEED) -> dict[str, Any]:
+def graph(
+    checkpoint: str, moa: str, people: list[tuple[str, str]], prompt: str = PROMPT, seed: int = SEED
+) -> dict[str, Any]:
     """The API workflow: people are (file in the input folder, cut out by its alpha; word)."""
     nodes: dict[str, Any] = {
         "base": _node("CheckpointLoaderSimple", ckpt_name=checkpoint),

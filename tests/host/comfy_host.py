@@ -51,12 +51,12 @@ class Host:
         return self.run("MoAPatchModel", model, clip, moa, chosen, **widgets)
 
 
-def start_host(base: Path) -> Host:
+def start_host(base: Path, cpu: bool = True) -> Host:
     """Import ComfyUI and the pack; once in a process."""
     sys.path.insert(0, str(find_comfyui()))
     from comfy.cli_args import args
 
-    args.cpu, args.base_directory = True, str(base)
+    args.cpu, args.base_directory = cpu, str(base)
     before = os.getcwd()
     import nodes
 

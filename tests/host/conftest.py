@@ -8,6 +8,7 @@ from comfy_host import Host, start_host
 
 from training.comfyui import make_base_directory
 
+
 @pytest.fixture(scope="session")
 def host(tmp_path_factory, toy_base, stirred_moa) -> Host:
     from moa_core.moa_file import save_moa

@@ -74,7 +74,9 @@ def sample(folder: Path) -> dict:
         subject = host.subject(moa)
         out = {}
         for name, strength in (("prior", None), ("zero", 0.0), ("moa", 1.0)):
-            patched, bound_clip = (model, clip) if strength is None else host.patch(model, clip, moa, subject, strength=strength)
+            patched, bound_clip = (
+                (model, clip) if strength is None else host.patch(model, clip, moa, subject, strength=strength)
+            )
             positive, negative = host.prompt(bound_clip, "a man in paris"), host.prompt(bound_clip, "bad")
             out[name] = host.sample(patched, positive, negative, steps=2, sampler="uni_pc")["samples"]
         picture = host.run("VAEDecode", vae, {"samples": out["moa"]})[0]

@@ -39,7 +39,11 @@ def test_a_file_that_is_no_moa_file(host):
 
 def test_a_truncated_file_and_one_of_text(host):
     whole = (host.base / "models/moa/moa-stirred.safetensors").read_bytes()
-    for name, content in (("cut.safetensors", whole[:-1000]), ("head.safetensors", whole[:5]), ("page.safetensors", b"<html>" * 99)):
+    for name, content in (
+        ("cut.safetensors", whole[:-1000]),
+        ("head.safetensors", whole[:5]),
+        ("page.safetensors", b"<html>" * 99),
+    ):
         (host.base / "models/moa" / name).write_bytes(content)
         sentence = refused(host, name)
         assert "damaged" in sentence and f"{len(content):,} bytes" in sentence and "download" in sentence
@@ -57,7 +61,10 @@ def test_an_unknown_format_version(host):
         (lambda m: m.update(config="{"), "configuration"),
         (lambda m: m.update(config=json.dumps({"base": "x"})), "blocks"),
         (lambda m: m.update(config=json.dumps({**json.loads(m["config"]), "colour": 3})), "colour"),
-        (lambda m: m.update(config=json.dumps({**json.loads(m["config"]), "image_encoder": {"image_size": 64}})), "projection_dim"),
+        (
+            lambda m: m.update(config=json.dumps({**json.loads(m["config"]), "image_encoder": {"image_size": 64}})),
+            "projection_dim",
+        ),
         (lambda m: m.update(config=json.dumps({**json.loads(m["config"]), "heads": 0})), "heads"),
     ],
 )
@@ -105,14 +112,19 @@ def test_a_model_of_another_family(host, loaded, moa, family):
 
     config_class = getattr(comfy.supported_models, family)
     unet_configs = {
-        "SDXL": {"image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 320, "num_res_blocks": [2, 2, 2],
-                 "channel_mult": [1, 2, 4], "transformer_depth": [0, 0, 2, 2, 10, 10], "transformer_depth_middle": 10,
-                 "transformer_depth_output": [0, 0, 0, 2, 2, 2, 10, 10, 10], "context_dim": 2048, "use_spatial_transformer": True,
-                 "use_linear_in_transformer": True, "adm_in_channels": 2816, "num_classes": "sequential", "num_heads": -1,
-                 "num_head_channels": 64, "legacy": False},
-        "Flux": {"image_model": "flux", "in_channels": 16, "patch_size": 2, "out_channels": 16, "vec_in_dim": 768,
-                 "context_in_dim": 4096, "hidden_size": 256, "mlp_ratio": 4.0, "num_heads": 2, "depth": 1, "depth_single_blocks": 1,
-                 "axes_dim": [16, 56, 56], "theta": 10000, "qkv_bias": True, "guidance_embed": True},
+        "SDXL": {
+            "image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 320, "num_res_blocks": [2, 2, 2],
+            "channel_mult": [1, 2, 4], "transformer_depth": [0, 0, 2, 2, 10, 10], "transformer_depth_middle": 10,
+            "transformer_depth_output": [0, 0, 0, 2, 2, 2, 10, 10, 10], "context_dim": 2048, "num_heads": -1,
+            "use_spatial_transformer": True, "use_linear_in_transformer": True, "adm_in_channels": 2816,
+            "num_classes": "sequential", "num_head_channels": 64, "legacy": False,
+        },
+        "Flux": {
+            "image_model": "flux", "in_channels": 16, "patch_size": 2, "out_channels": 16, "vec_in_dim": 768,
+            "context_in_dim": 4096, "hidden_size": 256, "mlp_ratio": 4.0, "num_heads": 2, "depth": 1,
+            "depth_single_blocks": 1, "axes_dim": [16, 56, 56], "theta": 10000, "qkv_bias": True,
+            "guidance_embed": True,
+        },
     }  # fmt: skip
     if family == "Flux" and any(f.name == "txt_ids_dims" for f in dataclasses.fields(FluxParams)):
         unet_configs["Flux"]["txt_ids_dims"] = []
@@ -170,7 +182,9 @@ def test_a_prompt_from_another_clip(host, loaded, moa, caplog):
 
 
 def test_no_warning_when_every_subject_finds_its_word(host, loaded, moa, caplog):
-    assert not warnings_of_sampling(host, loaded, moa, caplog, "a man and a man", host.subject(moa, 1), host.subject(moa, 2))
+    assert not warnings_of_sampling(
+        host, loaded, moa, caplog, "a man and a man", host.subject(moa, 1), host.subject(moa, 2)
+    )
 
 
 def encode(host, moa, image, mask=None):
@@ -225,9 +239,9 @@ def test_nan_in_features(host, moa):
     picture[0, 5, 5] = float("nan")
     with pytest.raises(ValueError, match="'man' hold NaN.*moa-stirred"):
         encode(host, moa, picture)
-    broken = host.run("MoALoader", rewrite(
-        host, "nan.safetensors", change_weights=lambda w: w["image_encoder.model.visual_projection.weight"].fill_(float("nan"))
-    ))[0]  # fmt: skip
+    key = "image_encoder.model.visual_projection.weight"
+    name = rewrite(host, "nan.safetensors", change_weights=lambda w: w[key].fill_(float("nan")))
+    broken = host.run("MoALoader", name)[0]
     with pytest.raises(ValueError, match=r"nan\.safetensors"):
         encode(host, broken, torch.rand(1, 64, 64, 3))
 

@@ -10,7 +10,9 @@ KEY = "moa_bound_prompt"
 @pytest.fixture(scope="module")
 def people(host, moa):
     with torch.inference_mode():
-        return {name: host.subject(moa, seed, name.split("_")[0]) for seed, name in enumerate(["man_1", "man_2", "woman"])}
+        return {
+            name: host.subject(moa, seed, name.split("_")[0]) for seed, name in enumerate(["man_1", "man_2", "woman"])
+        }
 
 
 def bindings(host, loaded, moa, prompt, *subjects):
@@ -51,7 +53,7 @@ def test_the_nth_subject_takes_the_nth_occurrence(host, loaded, moa, people, pro
 
 
 def test_each_word_counts_its_own_occurrences(host, loaded, moa, people):
-    found, tokens = bindings(
+    found, _tokens = bindings(
         host, loaded, moa, "a woman, a man and a man", people["man_1"], people["woman"], people["man_2"]
     )
     by_subject = {id(s): p for p, s in found}

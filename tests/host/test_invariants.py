@@ -18,7 +18,10 @@ def test_strength_0_and_outside_the_percents_change_not_one_bit(host, scene, moa
     late = host.sample(model, positive, negative, steps=1)["samples"]
     for widgets in ({"strength": 0.0}, {"start_percent": 1.0}):
         patched, patched_clip = host.patch(model, clip, moa, *subjects, **widgets)
-        bound, bound_negative = host.prompt(patched_clip, "a man and a man in paris"), host.prompt(patched_clip, "a bad man")
+        bound, bound_negative = (
+            host.prompt(patched_clip, "a man and a man in paris"),
+            host.prompt(patched_clip, "a bad man"),
+        )
         assert torch.equal(bound[0][0], positive[0][0])  # the text embedding itself is the CLIP's own
         assert torch.equal(host.sample(patched, bound, bound_negative)["samples"], plain)
     patched, patched_clip = host.patch(model, clip, moa, *subjects, start_percent=0.5)
@@ -84,7 +87,7 @@ def test_rows_batched_or_split_in_any_order_give_the_same(host, scene, moa, monk
 
 
 def test_words_in_the_negative_prompt_never_bind(host, scene, moa):
-    model, clip, positive, _, subjects = scene
+    model, clip, _positive, _, subjects = scene
     patched, patched_clip = host.patch(model, clip, moa, *subjects)
     bound = host.prompt(patched_clip, "a man and a man in paris")
     negatives = [host.prompt(c, "a man and a man in rome") for c in (clip, patched_clip)]
@@ -115,3 +118,31 @@ def test_sparse_and_dense_agree_within_the_threshold(host, scene, moa):
         patched, patched_clip = host.patch(model, clip, moa, *subjects, routing=routing)
         out.append(host.sample(patched, host.prompt(patched_clip, "a man and a man"), negative, steps=1)["samples"])
     assert 0 < (out[0] - out[1]).abs().max() < 0.05 * out[1].abs().max()
+
+
+def test_the_host_loads_counts_and_unloads_the_experts(host, scene, moa):
+    import comfy.model_management as mm
+
+    model, clip, _, negative, subjects = scene
+    patched, patched_clip = host.patch(model, clip, moa, *subjects)
+    positive = host.prompt(patched_clip, "a man and a man")
+    mm.unload_all_models()
+    before = host.sample(patched, positive, negative)["samples"]
+    mixture = moa.moa.mixture
+    (held,) = [
+        loaded for loaded in mm.current_loaded_models if loaded.model is not None and loaded.model.model is mixture
+    ]
+    assert held.model_memory() == sum(p.nbytes for p in mixture.parameters())
+    mm.unload_all_models()
+    assert not any(loaded.model.model is mixture for loaded in mm.current_loaded_models)
+    assert torch.equal(host.sample(patched, positive, negative)["samples"], before)
+    mm.unload_all_models()
+    host.sample(model, positive, negative)  # the unpatched model does not want them
+    assert not any(loaded.model.model is mixture for loaded in mm.current_loaded_models)
+
+
+def test_the_order_of_subjects_is_their_sockets_not_the_dictionarys(host, scene, moa):
+    model, clip, _, _, (one, two) = scene
+    _, bound_clip = host.run("MoAPatchModel", model, clip, moa, {"subject1": two, "subject0": one})
+    bindings = host.prompt(bound_clip, "a man and a man")[0][1]["moa_bound_prompt"].bindings
+    assert [b.subject for b in bindings] == [one, two]

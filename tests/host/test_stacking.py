@@ -28,7 +28,9 @@ def controlnet(host, model, path):
     unet_config = {k: v for k, v in unet_config.items() if k not in ("out_channels", "transformer_depth_output")}
     net = comfy.cldm.cldm.ControlNet(hint_channels=3, **unet_config)
     generator = torch.Generator().manual_seed(8)
-    weights = {f"control_model.{k}": torch.randn(v.shape, generator=generator) * 0.05 for k, v in net.state_dict().items()}
+    weights = {
+        f"control_model.{k}": torch.randn(v.shape, generator=generator) * 0.05 for k, v in net.state_dict().items()
+    }
     save_file(weights, path)
     return host.run("ControlNetLoader", path.name)[0]
 
@@ -145,7 +147,9 @@ def test_clip_skip(host, loaded, moa, subjects):
     patched, bound_clip = host.patch(model, clip, moa, *subjects)
     skipped = host.run("CLIPSetLastLayer", bound_clip, -2)[0]
     both = host.sample(patched, host.prompt(skipped, PROMPT), host.prompt(skipped, "bad"))["samples"]
-    assert differ(both, host.sample(patched, host.prompt(bound_clip, PROMPT), host.prompt(bound_clip, "bad"))["samples"])
+    assert differ(
+        both, host.sample(patched, host.prompt(bound_clip, PROMPT), host.prompt(bound_clip, "bad"))["samples"]
+    )
     plain = host.run("CLIPSetLastLayer", clip, -2)[0]
     unbound = host.sample(patched, host.prompt(plain, PROMPT), host.prompt(plain, "bad"))["samples"]
     assert differ(both, unbound)

@@ -1,0 +1,137 @@
+"""Training the toy base model, and the figures by which a MoA is judged."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from training.toy.base import ToyBase
+from training.toy.diffusion import Denoiser, assemble, train_unet
+from training.toy.measure import Case, Figures, assigned, cases, judge_change, judge_routers
+from training.toy.pretrain import Plan, read
+from training.toy.readout import ATTRIBUTES, Readout, readout_loss, views
+from training.toy.vae import NarrowVAE, train_vae
+
+SMALL = dict(batch=2, scenes=280)
+
+
+def test_a_widened_autoencoder_is_the_same_function():
+    torch.manual_seed(0)
+    narrow = NarrowVAE()
+    for parameter in narrow.parameters():  # blocks begin as the identity, biases as zero
+        parameter.data += 0.05 * torch.randn_like(parameter)
+    wide = narrow.widen()
+    pictures = torch.rand(2, 3, 64, 48) * 2 - 1
+    latents = narrow.encode(pictures)
+    assert latents.abs().max() > 0.1
+    torch.testing.assert_close(wide.encode(pictures).latents, latents, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(wide.decode(3 * latents).sample, narrow.decode(3 * latents), atol=1e-5, rtol=1e-5)
+
+
+def test_a_resumed_training_is_the_one_that_was_never_stopped_and_gives_a_checkpoint(tmp_path):
+    whole, halves = tmp_path / "whole", tmp_path / "halves"
+    for train, name in ((train_vae, "vae"), (train_unet, "unet")):
+        train(Plan(whole, steps=4, **SMALL))
+        train(Plan(halves, steps=2, **SMALL))
+        train(Plan(halves, steps=4, resume=True, **SMALL))
+        (a, done), (b, resumed) = read(whole / f"{name}.safetensors"), read(halves / f"{name}.safetensors")
+        assert done["step"] == resumed["step"] == 4
+        assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+    with pytest.raises(ValueError, match="--resume"):
+        train_vae(Plan(whole, steps=5, **SMALL))
+
+    assemble(whole, tmp_path / "base.safetensors")
+    base, trained = ToyBase.load(tmp_path / "base.safetensors"), Denoiser()
+    average = {k.removeprefix("average."): v for k, v in read(whole / "unet.safetensors")[0].items()}
+    for part in ("unet", "text_encoder"):
+        for name, weight in getattr(base, part).state_dict().items():
+            assert torch.equal(weight, average[f"{part}.{name}"].half().float()), name
+    pictures = torch.rand(1, 3, 64, 64) * 2 - 1
+    narrow = NarrowVAE()
+    narrow.load_state_dict(
+        {k: v.half().float() for k, v in read_part(whole / "vae.safetensors").items()}
+    )
+    torch.testing.assert_close(base.vae.encode(pictures).latents, narrow.encode(pictures), atol=1e-5, rtol=1e-5)
+    assert trained.unet.config.sample_size == 16
+
+
+def read_part(path):
+    return {k.removeprefix("average."): v for k, v in read(path)[0].items() if k.startswith("average.")}
+
+
+def test_the_judges_learn_what_can_be_told_apart():
+    torch.manual_seed(0)
+    readout = Readout()
+    number = torch.arange(8)
+    answers = {name: number % len(values) for name, values in ATTRIBUTES.items()}
+    pictures = torch.randn(8, 3, 128, 128) * 0.3
+    people = torch.zeros(8, 128, 128, dtype=torch.bool)
+    people[:, 32:96, 32:64] = True
+    pictures[:, 1] += people * 1.5
+    optimizer = torch.optim.Adam(readout.parameters(), lr=2e-3)
+    for _ in range(40):
+        optimizer.zero_grad()
+        readout_loss(readout, pictures, answers, pictures, people).backward()
+        optimizer.step()
+    readout.eval()
+    for name, logits in readout(pictures).items():
+        assert torch.equal(logits.argmax(dim=1), answers[name]), name
+    found = readout.people(pictures)
+    assert (found & people).sum() / (found | people).sum() > 0.9
+
+
+def test_two_people_are_looked_at_in_their_own_halves():
+    picture = torch.arange(8.0).expand(1, 3, 8, 8)
+    left, right = views(picture, 2)
+    assert left[0, 0, 0].tolist() == [0, 0, 0, 1, 2, 3, 0, 0]
+    assert right[0, 0, 0].tolist() == [0, 0, 4, 5, 6, 7, 0, 0]
+
+
+def test_change_is_told_apart_inside_and_outside_the_people():
+    people = torch.zeros(1, 32, 32, dtype=torch.bool)
+    people[:, 8:16, 8:16] = True
+    a = torch.zeros(1, 3, 32, 32)
+    figures = Figures()
+    judge_change(figures, people, a, a)
+    assert figures["change.inside"] == figures["change.outside"] == 0.0
+    b = a.clone()
+    b[:, :, 6:18, 6:18] = 1.0  # the people and the two pixels around them
+    figures = Figures()
+    judge_change(figures, people, a, b)
+    assert figures["change.inside"] == 0.5 and figures["change.outside"] == 0.0  # half of the range -1..1
+    assert Figures()["change.inside"] is None
+
+
+def test_router_shares_are_taken_where_the_people_are():
+    people = torch.zeros(1, 32, 32, dtype=torch.bool)
+    people[:, :, 16:] = True
+    area = torch.full((1, 4, 4), 0.1)
+    area[:, :, 2:] = 0.7
+    figures = Figures()
+    judge_routers(figures, people, area)
+    assert figures.part("router.") == pytest.approx({"inside": 0.7, "outside": 0.1})
+
+
+def test_exchanged_people_are_noticed():
+    wanted = [[{name: who for name in ATTRIBUTES} for _ in range(3)] for who in (0, 1)]
+    sure = torch.tensor([[2.0, -2.0]]).expand(3, 2)
+    first, second = ({name: sign * sure for name in ATTRIBUTES} for sign in (1, -1))
+    assert assigned([first, second], wanted).all()
+    assert not assigned([second, first], wanted).any()
+
+
+def test_prompts_cover_the_world_and_exchanging_references_changes_every_person():
+    everything = list(cases())
+    singles = [case for case in everything if len(case.references) == 1]
+    assert len({(case.scene.place, case.scene.people[0].action) for case in singles}) == 30
+    assert {case.scene.people[0].age for case in singles} == {"kid", "adult", "old"}
+    for case in everything:
+        other: Case = case.exchanged()
+        assert other.scene == case.scene and other.seed == case.seed
+        for old, new in zip(case.references, other.references, strict=True):
+            assert all(a != b and a.held_out for a, b in zip(old, new, strict=True))
+    pair = everything[-1]
+    assert pair.exchanged().references == [pair.references[1], pair.references[0]]
+    assert replace(pair, seed=1) != pair
