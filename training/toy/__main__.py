@@ -24,10 +24,78 @@ def add_render(commands: argparse._SubParsersAction) -> None:
     render.set_defaults(run=lambda args: render_dataset(args.out, args.count, args.seed, args.workers, args.test_share))
 
 
+def add_training(commands: argparse._SubParsersAction, name: str, text: str, train, batch: int, lr: float) -> None:
+    """A command that trains one part of the base model; torch is imported when it runs."""
+    command = commands.add_parser(name, help=text, description=text)
+    command.add_argument("--run", type=Path, required=True, dest="folder", help="run folder, shared by all parts")
+    command.add_argument("--steps", type=int, help="train up to this step")
+    command.add_argument("--minutes", type=float, help="stop after so many minutes")
+    command.add_argument("--resume", action="store_true", help="go on from the run folder's file")
+    command.add_argument("--seed", type=int, default=0, help="(default %(default)s)")
+    command.add_argument("--batch", type=int, default=batch, help="(default %(default)s)")
+    command.add_argument("--lr", type=float, default=lr, help="learning rate (default %(default)s)")
+    command.add_argument("--scenes", type=int, default=20_000, help="pictures rendered once (default %(default)s)")
+    command.add_argument("--workers", type=int, default=1, help="processes that render them (default %(default)s)")
+
+    def run(args: argparse.Namespace) -> None:
+        from .pretrain import Plan
+
+        train()(
+            Plan(
+                args.folder,
+                args.steps,
+                args.minutes,
+                args.resume,
+                args.seed,
+                args.batch,
+                args.lr,
+                args.scenes,
+                args.workers,
+            )
+        )
+
+    command.set_defaults(run=run)
+
+
+def _vae():
+    from .vae import train_vae
+
+    return train_vae
+
+
+def _unet():
+    from .diffusion import train_unet
+
+    return train_unet
+
+
+def _readout():
+    from .readout import train_readout
+
+    return train_readout
+
+
+def add_assemble(commands: argparse._SubParsersAction) -> None:
+    command = commands.add_parser("assemble", help="write the base model as one checkpoint")
+    command.add_argument("--run", type=Path, required=True, dest="folder", help="run folder")
+    command.add_argument("--out", type=Path, required=True, help="the checkpoint: a .safetensors file")
+
+    def run(args: argparse.Namespace) -> None:
+        from .diffusion import assemble
+
+        assemble(args.folder, args.out)
+
+    command.set_defaults(run=run)
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m training.toy", description="The toy world.")
     commands = parser.add_subparsers(dest="command", required=True)
     add_render(commands)
+    add_training(commands, "vae", "train the base model's autoencoder", _vae, batch=8, lr=1e-3)
+    add_training(commands, "unet", "train the base model's text encoder and U-Net", _unet, batch=16, lr=5e-4)
+    add_assemble(commands)
+    add_training(commands, "readout", "train the judges of training.toy.measure", _readout, batch=48, lr=2e-3)
     args = parser.parse_args(argv)
     try:
         args.run(args)

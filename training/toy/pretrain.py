@@ -1,0 +1,271 @@
+"""The loop that trains the parts of the toy base model, and the pictures that they learn from.
+
+A run folder holds everything of one training; each part keeps one file there, <part>.safetensors, with
+weights, their moving average and the optimizer's state. All randomness of a step follows from (seed, step),
+so a run that goes on from its file is the run that was never stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from .dataset import WORLD_VERSION
+from .draw import draw_scene
+from .world import sample_scene
+
+SAVE_MINUTES = 5.0
+WARMUP = 100
+"""Steps in which the learning rate rises to its value; it is constant from there, the average does the rest."""
+EMA = 0.999
+CLIP = 1.0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How one part is trained; written into its file."""
+
+    run: Path
+    steps: int | None = None
+    """Train up to this step."""
+    minutes: float | None = None
+    """Stop after so many minutes, counted from this start."""
+    resume: bool = False
+    seed: int = 0
+    batch: int = 16
+    lr: float = 1e-3
+    scenes: int = 20_000
+    """Pictures rendered once into the run folder."""
+    workers: int = 1
+    """Processes that render them."""
+
+    def __post_init__(self) -> None:
+        if self.steps is None and self.minutes is None:
+            raise ValueError("say how long to train: --steps, --minutes or both")
+
+
+def device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def autocast() -> torch.autocast | nullcontext:
+    """bfloat16 on CUDA; on a CPU it is slower than float32."""
+    return torch.autocast("cuda", torch.bfloat16) if device().type == "cuda" else nullcontext()
+
+
+def generator(seed: int, step: int) -> torch.Generator:
+    """All randomness of one step, on the CPU whatever the device."""
+    return torch.Generator().manual_seed(int(np.random.SeedSequence([seed, step]).generate_state(1)[0]))
+
+
+class Trainee:
+    """A model, its moving average and its optimizer, in one file.
+
+    `step` and `seconds` say how far it is.
+    """
+
+    def __init__(self, name: str, model: nn.Module, plan: Plan):
+        self.path = plan.run / f"{name}.safetensors"
+        self.name, self.plan, self.step, self.seconds = name, plan, 0, 0.0
+        self.model = model.to(device())
+        self.average = {k: v.detach().clone() for k, v in model.state_dict().items() if v.is_floating_point()}
+        self.optimizer = torch.optim.AdamW(model.parameters(), lr=plan.lr, betas=(0.9, 0.99), weight_decay=0.0)
+        if plan.resume:
+            self._load()
+        elif self.path.exists():
+            raise ValueError(f"{self.path} is there already: go on with --resume, or give another --run")
+
+    def update(self, loss: Tensor) -> None:
+        """One optimizer step."""
+        rate = self.plan.lr * min(1.0, (self.step + 1) / WARMUP)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), CLIP)
+        self.optimizer.step()
+        self.step += 1
+        state = self.model.state_dict()
+        decay = min(EMA, self.step / (self.step + 10))
+        torch._foreach_lerp_(list(self.average.values()), [state[k] for k in self.average], 1 - decay)
+
+    def save(self) -> None:
+        """All of it or nothing, even when stopped halfway."""
+        tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
+        tensors |= {f"average.{k}": v for k, v in self.average.items()}
+        for name, parameter in self.model.named_parameters():
+            for key, value in self.optimizer.state[parameter].items():
+                tensors[f"optimizer.{key}.{name}"] = value
+        tensors = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
+        plan = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(self.plan).items()}
+        progress = {"step": self.step, "seconds": self.seconds, "plan": plan}
+        unfinished = self.path.with_name(self.path.name + ".unfinished")
+        save_file(tensors, unfinished, {"progress": json.dumps(progress)})
+        unfinished.replace(self.path)
+
+    def _load(self) -> None:
+        tensors, progress = read(self.path)
+        self.step, self.seconds = progress["step"], progress["seconds"]
+        self.model.load_state_dict({k: tensors[f"model.{k}"] for k in self.model.state_dict()})
+        for name, value in self.average.items():
+            value.copy_(tensors[f"average.{name}"])
+        for name, parameter in self.model.named_parameters():
+            for key in ("step", "exp_avg", "exp_avg_sq"):
+                value = tensors[f"optimizer.{key}.{name}"]
+                if key != "step":  # AdamW keeps its count on the CPU, and moments in the parameter's layout
+                    value = torch.empty_like(parameter).copy_(value)
+                self.optimizer.state[parameter][key] = value
+
+
+def read(path: Path) -> tuple[dict[str, Tensor], dict]:
+    """A part's tensors and progress. Raises ValueError where there is no such file."""
+    if not path.exists():
+        raise ValueError(f"{path} does not exist: train this part first (python -m training.toy {path.stem})")
+    with safe_open(path, "pt") as file:
+        return {k: file.get_tensor(k) for k in file.keys()}, json.loads(file.metadata()["progress"])  # noqa: SIM118
+
+
+def read_average(path: Path, model: nn.Module) -> int:
+    """Gives the model the averaged weights of a part's file; returns the step they come from."""
+    tensors, progress = read(path)
+    prefix = "average."
+    weights = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+    model.load_state_dict(weights, strict=False)
+    return progress["step"]
+
+
+def train(
+    trainee: Trainee,
+    loss_of: Callable[[torch.Generator], tuple[Tensor, dict[str, float | Tensor]]],
+    look: Callable[[Path], str],
+) -> None:
+    """Steps until the plan is fulfilled or SIGTERM comes; saves every SAVE_MINUTES and at the end.
+
+    loss_of: one step's randomness -> its loss, and figures for the progress bar. look: draws a picture of
+    what the averaged weights can do into a file, and returns figures in words.
+    """
+    with _stop_on_signal() as stop:
+        _train(trainee, loss_of, look, stop)
+
+
+def _train(trainee: Trainee, loss_of: Callable, look: Callable, stop: list[int]) -> None:
+    plan, model = trainee.plan, trainee.model
+    start = saved = time.monotonic()
+    before, first = trainee.seconds, trainee.step
+    smooth: dict[str, float] = {}
+    bar = tqdm(initial=first, total=plan.steps, unit="step", desc=trainee.name, mininterval=1.0)
+    while not stop and (plan.steps is None or trainee.step < plan.steps):
+        now = time.monotonic()
+        if plan.minutes is not None and now - start > plan.minutes * 60:
+            break
+        if now - saved > SAVE_MINUTES * 60:
+            _save(trainee, look, bar)
+            saved = time.monotonic()
+        model.train()
+        with autocast():
+            loss, figures = loss_of(generator(plan.seed, trainee.step))
+        trainee.update(loss)
+        trainee.seconds = before + time.monotonic() - start
+        if trainee.step % 10 == 0:
+            for key, value in {"loss": loss.detach(), **figures}.items():
+                smooth[key] = 0.9 * smooth.get(key, float(value)) + 0.1 * float(value)
+            rate = plan.batch * (trainee.step - first) / (trainee.seconds - before)
+            bar.set_postfix({k: f"{v:.4f}" for k, v in smooth.items()} | {"images/s": f"{rate:.1f}"}, refresh=False)
+        bar.update()
+    _save(trainee, look, bar)
+    bar.close()
+
+
+def _save(trainee: Trainee, look: Callable[[Path], str], bar: tqdm) -> None:
+    """The file, a picture beside it, and one line that says how far it is."""
+    trainee.save()
+    weights = {k: v.clone() for k, v in trainee.model.state_dict().items()}
+    trainee.model.load_state_dict(trainee.average, strict=False)
+    with torch.no_grad():
+        figures = look(trainee.path.with_suffix(".png"))
+    trainee.model.load_state_dict(weights)
+    line = f"{trainee.name}: step {trainee.step}, {trainee.seconds / 60:.1f} minutes, {bar.postfix or ''}, {figures}"
+    bar.write(line)
+    with (trainee.path.with_suffix(".log")).open("a") as log:
+        log.write(line + "\n")
+
+
+@contextmanager
+def _stop_on_signal() -> Iterator[list[int]]:
+    """A list that is empty until SIGTERM or SIGINT comes."""
+    caught: list[int] = []
+    signals = (signal.SIGTERM, signal.SIGINT)
+    before = [signal.signal(number, lambda number, frame: caught.append(number)) for number in signals]
+    try:
+        yield caught
+    finally:
+        for number, handler in zip(signals, before, strict=True):
+            signal.signal(number, handler)
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """pixels: uint8 [N, 128, 128, 3] on disk; captions: N texts; recipe: what they follow from."""
+
+    pixels: np.ndarray
+    captions: list[str]
+    recipe: dict[str, int]
+
+
+def to_tensor(pixels: np.ndarray) -> Tensor:
+    """uint8 [B, H, W, 3] -> [B, 3, H, W] in -1..1, channels last."""
+    return torch.from_numpy(np.array(pixels)).movedim(-1, 1).float() / 127.5 - 1
+
+
+def rendered(plan: Plan, size: int) -> Pictures:
+    """The scenes of the plan, drawn into the run folder unless they are there."""
+    plan.run.mkdir(parents=True, exist_ok=True)
+    pixels, info = plan.run / "pictures.npy", plan.run / "pictures.json"
+    recipe = {"seed": plan.seed, "scenes": plan.scenes, "world_version": WORLD_VERSION, "size": size}
+    if not info.exists() or json.loads(info.read_text())["recipe"] != recipe:
+        info.unlink(missing_ok=True)
+        captions = _render(pixels, plan, size)
+        info.write_text(json.dumps({"recipe": recipe, "captions": captions}))
+    return Pictures(np.load(pixels, mmap_mode="r"), **json.loads(info.read_text()))
+
+
+def _render(path: Path, plan: Plan, size: int) -> list[str]:
+    out = np.lib.format.open_memmap(path, "w+", np.uint8, (plan.scenes, size, size, 3))
+    captions = []
+    with ProcessPoolExecutor(plan.workers) as pool:
+        drawn = pool.map(partial(_draw, plan.seed, size), range(plan.scenes), chunksize=64)
+        for i, (picture, caption) in enumerate(tqdm(drawn, total=plan.scenes, desc="rendering", unit="picture")):
+            out[i] = picture
+            captions.append(caption)
+    out.flush()
+    return captions
+
+
+def _draw(seed: int, size: int, index: int) -> tuple[np.ndarray, str]:
+    """A scene without held-out people, which are kept for measuring."""
+    scene = sample_scene(np.random.default_rng([seed, index]))
+    return np.asarray(draw_scene(scene, size)[0]), scene.caption
+
+
+def sheet(rows: list[Tensor], path: Path) -> None:
+    """A contact sheet: rows of pictures [B, 3, H, W] in -1..1, written whole or not at all."""
+    from torchvision.utils import make_grid, save_image
+
+    grid = make_grid(torch.cat(rows).float().cpu() / 2 + 0.5, nrow=len(rows[0]), padding=2)
+    unfinished = path.with_name(f"unfinished-{path.name}")
+    save_image(grid.clamp(0, 1), unfinished)
+    unfinished.replace(path)
