@@ -1,0 +1,155 @@
+"""The toy base model's text encoder and U-Net, trained together on latents as Stable Diffusion was."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from diffusers import UniPCMultistepScheduler
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from moa_core import toy_shape
+from training.tokenizer import tokenize
+
+from .base import ToyBase
+from .pretrain import Plan, Trainee, device, read_average, rendered, sheet, to_tensor, train
+from .vae import NarrowVAE
+from .world import PLACES
+
+TIMESTEPS = 1000
+GAMMA = 5.0
+"""Min-SNR weighting (Hang et al., 2023): no timestep counts for more than this many times its noise."""
+DROPPED = 0.1
+"""Share of captions replaced by the empty one, for classifier-free guidance."""
+HELD_OUT = 256
+"""So many latents at the end of the set are for the held-out loss only."""
+
+
+class Denoiser(nn.Module):
+    """U-Net and text encoder as one model."""
+
+    def __init__(self, seed: int = 0):
+        super().__init__()
+        base = ToyBase.random(seed)
+        self.unet, self.text_encoder = base.unet, base.text_encoder
+
+    def forward(self, latents: Tensor, timestep: Tensor, ids: Tensor) -> Tensor:
+        """latents [B, 4, h, w], timestep [B], token ids [B, 77] -> predicted noise [B, 4, h, w]."""
+        return self.unet(latents, timestep, self.text_encoder(ids).last_hidden_state).sample
+
+
+def noise_schedule() -> Tensor:
+    """Stable Diffusion's scaled_linear schedule: the share [1000] of the picture's variance left at each step."""
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, TIMESTEPS) ** 2
+    return (1 - betas).cumprod(dim=0)
+
+
+def diffusion_loss(model: nn.Module, latents: Tensor, ids: Tensor, timestep: Tensor, noise: Tensor) -> Tensor:
+    """Squared error of the predicted noise, min-SNR weighted; latents and noise [B, 4, h, w], timestep [B]."""
+    kept = noise_schedule().to(latents.device)[timestep]  # [B]
+    noisy = kept.sqrt()[:, None, None, None] * latents + (1 - kept).sqrt()[:, None, None, None] * noise
+    error = (model(noisy, timestep, ids).float() - noise).square().mean(dim=(1, 2, 3))
+    snr = kept / (1 - kept)
+    return (error * (GAMMA / snr).clamp(max=1.0)).mean()
+
+
+def encoded(plan: Plan) -> tuple[Tensor, Tensor]:
+    """Latents [N, 4, h, w] and token ids [N, 77] of the rendered scenes, kept in the run folder.
+
+    Made again when the autoencoder or the scenes are others.
+    """
+    pictures = rendered(plan, toy_shape.IMAGE_SIZE)
+    vae = NarrowVAE().eval()
+    source = json.dumps([read_average(plan.run / "vae.safetensors", vae), *pictures.recipe.values()])
+    path = plan.run / "latents.safetensors"
+    if not path.exists() or _source(path) != source:
+        _write_latents(path, vae.to(device()), pictures, source)
+    tensors = load_file(path)
+    return tensors["latents"].to(device()), tensors["ids"].to(device())
+
+
+def _source(path: Path) -> str:
+    with safe_open(path, "pt") as file:
+        return file.metadata()["source"]
+
+
+@torch.no_grad()
+def _write_latents(path: Path, vae: NarrowVAE, pictures, source: str) -> None:
+    print(f"encoding {len(pictures.captions)} pictures", flush=True)
+    parts = [
+        vae.encode(to_tensor(pictures.pixels[i : i + 64]).to(device())).half().cpu()
+        for i in range(0, len(pictures.captions), 64)
+    ]
+    ids = torch.tensor([tokenize(caption) for caption in pictures.captions], dtype=torch.int32)
+    unfinished = path.with_name(path.name + ".unfinished")
+    save_file({"latents": torch.cat(parts).contiguous(), "ids": ids}, unfinished, {"source": source})
+    unfinished.replace(path)
+
+
+def train_unet(plan: Plan) -> None:
+    """Train text encoder and U-Net on the latents of rendered scenes."""
+    latents, ids = encoded(plan)
+    model = Denoiser(plan.seed)
+    trainee = Trainee("unet", model, plan)
+    vae = NarrowVAE().eval()
+    read_average(plan.run / "vae.safetensors", vae)
+    vae.to(device())
+    empty = torch.tensor(tokenize(""), device=device())
+
+    def batch(indices: Tensor, random: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """latents, ids, timestep, noise."""
+        x = latents[indices.to(device())].float()
+        timestep = torch.randint(TIMESTEPS, (len(indices),), generator=random)
+        noise = torch.randn(x.shape, generator=random)
+        return x, ids[indices.to(device())].long(), timestep.to(device()), noise.to(device())
+
+    def loss_of(random: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        indices = torch.randint(len(latents) - HELD_OUT, (plan.batch,), generator=random)
+        x, tokens, timestep, noise = batch(indices, random)
+        dropped = torch.rand(plan.batch, 1, generator=random) < DROPPED
+        tokens = torch.where(dropped.to(device()), empty, tokens)
+        return diffusion_loss(model, x, tokens, timestep, noise), {}
+
+    def look(path: Path) -> str:
+        model.eval()
+        held_out = torch.arange(len(latents) - HELD_OUT, len(latents))
+        random = torch.Generator().manual_seed(0)
+        losses = [diffusion_loss(model, *batch(part, random)) for part in held_out.split(64)]
+        prompts = [tokenize(prompt) for prompt in PROMPTS]
+        noise = torch.randn(len(prompts), *latents.shape[1:], generator=random).to(device())
+        drawn = vae.decode(sample(model, torch.tensor(prompts, device=device()), empty, noise))
+        sheet(list(drawn.split(len(PLACES))), path)
+        return f"held-out loss {float(torch.stack(losses).mean()):.4f}"
+
+    train(trainee, loss_of, look)
+
+
+WORDINGS = ("a portrait of a man waving", "a woman riding a bike", "a kid man holding a book and an old woman standing")
+PROMPTS = [f"{wording} {place}" for wording in WORDINGS for place in PLACES.values()]
+"""What the contact sheet shows: a row for each wording, a column for each place."""
+
+
+@torch.no_grad()
+def sample(model: Denoiser, ids: Tensor, empty: Tensor, noise: Tensor, steps: int = 20, cfg: float = 5.0) -> Tensor:
+    """From noise [B, 4, h, w] to latents; ids [B, 77], empty [77]."""
+    scheduler = UniPCMultistepScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
+    scheduler.set_timesteps(steps)
+    both = torch.cat([ids, empty.expand_as(ids)])
+    for t in scheduler.timesteps:
+        positive, negative = model(torch.cat([noise] * 2), t.to(noise.device).expand(len(both)), both).chunk(2)
+        noise = scheduler.step(negative + cfg * (positive - negative), t, noise).prev_sample
+    return noise
+
+
+def assemble(run: Path, out: Path) -> None:
+    """Write the averaged weights of a run folder as one checkpoint, which CheckpointLoaderSimple reads."""
+    vae, model = NarrowVAE(), Denoiser()
+    steps = {
+        "vae": read_average(run / "vae.safetensors", vae),
+        "unet": read_average(run / "unet.safetensors", model),
+    }
+    ToyBase(model.unet.eval(), model.text_encoder.eval(), vae.widen()).save(out)
+    print(f"{out}: {out.stat().st_size / 1e6:.1f} MB, from steps {steps}")
