@@ -1,0 +1,265 @@
+"""python -m training.toy.measure: does a MoA put the right people into the scene that the prior would have drawn?
+
+Thirty prompts for one person and ten for two, drawn by the prior and by MoA with people that no training has
+seen, and again with the references exchanged: one person's for another's, or the two people's of a picture
+for each other. The judges (training.toy.readout) were trained on renders alone.
+
+The subjects' area is what the segmentation judge calls a person in either of the two pictures, grown by GROW
+pixels; the routers are not asked, for they are themselves measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm import tqdm
+
+from moa_core.moa_file import MoAFileError, load_moa
+from moa_core.subject import Subject
+from training.adapter import MoAUNet
+from training.pipeline import MoAPipeline
+
+from .base import ToyBase
+from .draw import draw_person
+from .pretrain import Plan
+from .readout import CONTEXT, IDENTITY, TEST, TEST_SCENES, Readout, accuracy, draw_renders, labels, train_readout, views
+from .world import ACTIONS, AGES, FRAMINGS, PLACES, WORDS, Identity, Person, Scene, sample_clothes, sample_identity
+
+STEPS, CFG = 12, 4.0
+GROW = 2
+"""Pixels around the subjects that still count as theirs: edges are smooth."""
+SINGLES, PAIRS = 30, 10
+PER_PROMPT = 3
+READOUT_STEPS, READOUT_SCENES = 1000, 6000
+
+
+@dataclass(frozen=True)
+class Case:
+    """One prompt, drawn as often as there are rows of references; references[i]: those of the i-th person."""
+
+    scene: Scene
+    references: list[list[Identity]]
+    seed: int
+
+    def exchanged(self) -> Case:
+        """The same prompt and noise with other people: the next row's, or the other person's."""
+        if len(self.references) == 2:
+            return replace(self, references=self.references[::-1])
+        return replace(self, references=[rows[1:] + rows[:1] for rows in self.references])
+
+
+def cases() -> Iterator[Case]:
+    """The prompts: every place with every action, and pairs of any two words."""
+    for n in range(SINGLES):
+        rng = np.random.default_rng([n, 1])
+        person = _person(rng, ACTIONS[n % 5], AGES[n % 3] if n % 4 else "adult", WORDS[(n // 2) % 2])
+        people = [sample_identity(rng, person.word, person.age, held_out=True) for _ in range(PER_PROMPT)]
+        yield Case(_scene(n, (person,)), [people], seed=n)
+    for n in range(PAIRS):
+        rng = np.random.default_rng([n, 2])
+        people = tuple(_person(rng, ACTIONS[(n + i) % 4], "adult", WORDS[(n >> i) % 2]) for i in range(2))
+        rows = [_two_unlike(rng) for _ in range(PER_PROMPT)]
+        yield Case(_scene(n, people), [list(column) for column in zip(*rows, strict=True)], seed=100 + n)
+
+
+def _person(rng: np.random.Generator, action: str, age: str, word: str) -> Person:
+    nobody = sample_identity(rng, word, age)
+    return Person(nobody, word, age, action, sample_clothes(rng), age_said=age != "adult")
+
+
+def _scene(n: int, people: tuple[Person, ...]) -> Scene:
+    riding = any(person.action == "riding a bike" for person in people)
+    return Scene(tuple(PLACES)[n % 6], "full length" if riding else FRAMINGS[n % 2], people)
+
+
+def _two_unlike(rng: np.random.Generator) -> tuple[Identity, Identity]:
+    """Two people who may go by either word, of other skin and other hair."""
+    while True:
+        a, b = (sample_identity(rng, "woman", "adult", held_out=True) for _ in range(2))
+        if a.skin != b.skin and a.hair != b.hair and "pigtails" not in (a.style, b.style):
+            return a, b
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """pictures [B, 3, H, W] in -1..1, and the routers' shares [B, h, w] (None for the prior)."""
+
+    pictures: Tensor
+    area: Tensor | None
+
+
+def draw(pipeline: MoAPipeline, case: Case, strength: float = 1.0) -> Drawn:
+    """strength 0 is the prior, which no reference reaches."""
+    subjects = []
+    for person, identities in zip(case.scene.people, case.references, strict=True):
+        references = [reference(pipeline, identity, person.word) for identity in identities]
+        subjects.append(Subject(torch.cat([r.features for r in references]), person.word, person.word))
+    pictures, trace = pipeline(
+        case.scene.caption, subjects, steps=STEPS, cfg=CFG, seed=case.seed, strength=strength, batch=PER_PROMPT
+    )
+    return Drawn(pictures.movedim(-1, 1) * 2 - 1, trace.subject_area() if trace else None)
+
+
+def reference(pipeline: MoAPipeline, identity: Identity, word: str) -> Subject:
+    """Someone as a user would show them: a portrait of an adult before nothing, whatever the prompt says."""
+    image, mask = draw_person(identity, word)
+    pixels = torch.from_numpy(np.array(image)).float() / 255
+    return pipeline.encode_subject(pixels[None], word, torch.from_numpy(mask).float()[None])
+
+
+@dataclass
+class Figures:
+    """Sums and counts under names; a figure is their quotient."""
+
+    sums: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    counts: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+
+    def add(self, name: str, values: Tensor, weights: Tensor | None = None) -> None:
+        values = values.double()
+        weights = torch.ones_like(values) if weights is None else weights.double()
+        self.sums[name] += float((values * weights).sum())
+        self.counts[name] += float(weights.sum())
+
+    def __getitem__(self, name: str) -> float | None:
+        return round(self.sums[name] / self.counts[name], 4) if self.counts[name] else None
+
+    def part(self, prefix: str) -> dict[str, float | None]:
+        return {name.removeprefix(prefix): self[name] for name in list(self.sums) if name.startswith(prefix)}
+
+
+@torch.no_grad()
+def judge(figures: Figures, who: str, readout: Readout, case: Case, pictures: Tensor) -> None:
+    """Adds what the judges see in the pictures: right answers per attribute, and for two people who is who."""
+    people = case.scene.people
+    seen = [readout(view) for view in views(pictures, len(people))]
+    wanted = [
+        [labels(case.scene, replace(person, identity=identity)) for identity in identities]
+        for person, identities in zip(people, case.references, strict=True)
+    ]
+    for logits, rows in zip(seen, wanted, strict=True):
+        for name in (*CONTEXT, *IDENTITY):
+            figures.add(f"{who}.{name}", logits[name].argmax(dim=1) == torch.tensor([row[name] for row in rows]))
+    if len(people) == 2:
+        figures.add(f"{who}.assigned", assigned(seen, wanted))
+
+
+def assigned(seen: list[dict[str, Tensor]], wanted: list[list[dict[str, int]]]) -> Tensor:
+    """bool [B]: whether the left person is more likely the left reference's, and the right one the right's.
+
+    seen: logits [B, values] of the left and the right person; wanted: the labels of both references.
+    """
+
+    def score(side: int, who: int) -> Tensor:
+        per_head = []
+        for name in IDENTITY:
+            answer = torch.tensor([row[name] for row in wanted[who]])[:, None]
+            per_head.append(seen[side][name].log_softmax(dim=1).gather(1, answer)[:, 0])
+        return sum(per_head)
+
+    return score(0, 0) + score(1, 1) > score(0, 1) + score(1, 0)
+
+
+def judge_change(figures: Figures, people: Tensor, a: Tensor, b: Tensor) -> None:
+    """Mean absolute change (of a range of 1) between pictures [B, 3, H, W] in -1..1, by people [B, H, W]."""
+    grown = F.max_pool2d(people.float(), 2 * GROW + 1, stride=1, padding=GROW)
+    change = (a - b).abs().mean(dim=1) / 2
+    figures.add("change.inside", change, grown)
+    figures.add("change.outside", change, 1 - grown)
+
+
+def judge_routers(figures: Figures, people: Tensor, area: Tensor) -> None:
+    """Routers' shares [B, h, w] where the pictures' own people [B, H, W] are, and elsewhere."""
+    inside = F.interpolate(people.float()[:, None], area.shape[1:], mode="area")[:, 0]
+    figures.add("router.inside", area, inside)
+    figures.add("router.outside", area, 1 - inside)
+
+
+def measure(pipeline: MoAPipeline, readout: Readout) -> dict:
+    """Every figure, on prompts and people that are always the same."""
+    figures, started = Figures(), time.monotonic()
+    renders = accuracy(readout, draw_renders(0, TEST, TEST_SCENES))
+    print("judges on held-out renders:", ", ".join(f"{k} {v:.3f}" for k, v in renders.items()), flush=True)
+    everything = list(cases())
+    for case in tqdm(everything, desc="sampling", unit="prompt"):
+        judge(figures, "prior", readout, case, draw(pipeline, case, strength=0.0).pictures)
+        both = [draw(pipeline, case), draw(pipeline, case.exchanged())]
+        for one, drawn in zip((case, case.exchanged()), both, strict=True):
+            judge(figures, "moa", readout, one, drawn.pictures)
+            judge_routers(figures, readout.people(drawn.pictures), drawn.area)
+        a, b = (drawn.pictures for drawn in both)
+        judge_change(figures, readout.people(a) | readout.people(b), a, b)
+    change = figures.part("change.")
+    change["outside/inside"] = round(change["outside"] / change["inside"], 4) if change["inside"] else None
+    return {
+        "renders": {name: round(value, 4) for name, value in renders.items()},
+        "prior": figures.part("prior."),
+        "moa": figures.part("moa."),
+        "change": change,
+        "router": figures.part("router."),
+        "pictures": 3 * PER_PROMPT * len(everything),
+        "seconds": round(time.monotonic() - started),
+    }
+
+
+def table(result: dict) -> str:
+    """The figures for people to read."""
+    lines = [f"{'share of right answers':32}{'renders':>9}{'prior':>9}{'MoA':>9}"]
+    names = {name: name for name in (*CONTEXT, *IDENTITY)} | {"assigned": "two people at the right words"}
+    for key, name in names.items():
+        row = [_number(result[who].get(key)) for who in ("renders", "prior", "moa")]
+        lines.append(f"{name:32}" + "".join(f"{cell:>9}" for cell in row))
+    lines += ["(the prior knows no reference: its identity and its words of two people are what chance gives)", ""]
+    lines.append(f"{'with references exchanged':32}{'inside':>9}{'outside':>9}{'ratio':>9}")
+    change, router = result["change"], result["router"]
+    for name, part in (("mean absolute change", change), ("router's share for the expert", router)):
+        ratio = part["outside"] / part["inside"] if part["inside"] and part["outside"] is not None else None
+        lines.append(f"{name:32}{_number(part['inside']):>9}{_number(part['outside']):>9}{_number(ratio):>9}")
+    return "\n".join([*lines, "", f"{result['pictures']} pictures in {result['seconds']} seconds"])
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def get_readout(run: Path) -> Readout:
+    """The judges of a run folder, trained first where it has none."""
+    path = run / "readout.safetensors"
+    if not path.exists():
+        print(f"training the judges into {path}", flush=True)
+        train_readout(Plan(run, steps=READOUT_STEPS, batch=48, lr=2e-3, scenes=READOUT_SCENES))
+    return Readout.load(path)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m training.toy.measure", description=__doc__.split("\n\n")[0])
+    parser.add_argument("--base", type=Path, required=True, help="base checkpoint (moa-toy-base.safetensors)")
+    parser.add_argument("--moa", type=Path, required=True, help="MoA file (moa-toy.safetensors)")
+    parser.add_argument("--run", type=Path, default=Path("runs/toy"), help="folder of the judges (default %(default)s)")
+    parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
+    args = parser.parse_args(argv)
+    try:
+        base, moa = ToyBase.load(args.base), load_moa(args.moa)
+        pipeline = MoAPipeline(MoAUNet(base.unet, moa.mixture), base.text_encoder, base.vae, moa)
+        result = measure(pipeline, get_readout(args.run))
+    except (MoAFileError, FileNotFoundError) as error:
+        print(f"{parser.prog}: {error}", file=sys.stderr)
+        return 2
+    print(table(result))
+    if args.json:
+        print(json.dumps(result))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
