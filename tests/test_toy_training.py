@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from training.toy.base import ToyBase
-from training.toy.diffusion import Denoiser, assemble, train_unet
+from training.toy.diffusion import PROMPTS, assemble, train_unet
 from training.toy.measure import Case, Figures, assigned, cases, judge_change, judge_routers
 from training.toy.pretrain import Plan, read
 from training.toy.readout import ATTRIBUTES, Readout, readout_loss, views
 from training.toy.vae import NarrowVAE, train_vae
 
-SMALL = dict(batch=2, scenes=280)
+SMALL = dict(batch=2, scenes=24)
 
 
 def test_a_widened_autoencoder_is_the_same_function():
@@ -22,15 +22,18 @@ def test_a_widened_autoencoder_is_the_same_function():
     narrow = NarrowVAE()
     for parameter in narrow.parameters():  # blocks begin as the identity, biases as zero
         parameter.data += 0.05 * torch.randn_like(parameter)
-    wide = narrow.widen()
-    pictures = torch.rand(2, 3, 64, 48) * 2 - 1
+    wide, narrow = narrow.widen().double(), narrow.double()  # so that only a difference of meaning shows
+    pictures = torch.rand(2, 3, 64, 48, dtype=torch.float64) * 2 - 1
     latents = narrow.encode(pictures)
     assert latents.abs().max() > 0.1
-    torch.testing.assert_close(wide.encode(pictures).latents, latents, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(wide.decode(3 * latents).sample, narrow.decode(3 * latents), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(wide.encode(pictures).latents, latents)
+    torch.testing.assert_close(wide.decode(3 * latents).sample, narrow.decode(3 * latents))
 
 
-def test_a_resumed_training_is_the_one_that_was_never_stopped_and_gives_a_checkpoint(tmp_path):
+def test_a_resumed_training_is_the_one_that_was_never_stopped_and_gives_a_checkpoint(tmp_path, monkeypatch):
+    monkeypatch.setattr("training.toy.vae.HELD_OUT", 16)
+    monkeypatch.setattr("training.toy.diffusion.HELD_OUT", 16)
+    monkeypatch.setattr("training.toy.diffusion.PROMPTS", PROMPTS[:1])
     whole, halves = tmp_path / "whole", tmp_path / "halves"
     for train, name in ((train_vae, "vae"), (train_unet, "unet")):
         train(Plan(whole, steps=4, **SMALL))
@@ -43,21 +46,17 @@ def test_a_resumed_training_is_the_one_that_was_never_stopped_and_gives_a_checkp
         train_vae(Plan(whole, steps=5, **SMALL))
 
     assemble(whole, tmp_path / "base.safetensors")
-    base, trained = ToyBase.load(tmp_path / "base.safetensors"), Denoiser()
-    average = {k.removeprefix("average."): v for k, v in read(whole / "unet.safetensors")[0].items()}
+    base, average = ToyBase.load(tmp_path / "base.safetensors"), averaged(whole / "unet.safetensors")
     for part in ("unet", "text_encoder"):
         for name, weight in getattr(base, part).state_dict().items():
             assert torch.equal(weight, average[f"{part}.{name}"].half().float()), name
     pictures = torch.rand(1, 3, 64, 64) * 2 - 1
     narrow = NarrowVAE()
-    narrow.load_state_dict(
-        {k: v.half().float() for k, v in read_part(whole / "vae.safetensors").items()}
-    )
-    torch.testing.assert_close(base.vae.encode(pictures).latents, narrow.encode(pictures), atol=1e-5, rtol=1e-5)
-    assert trained.unet.config.sample_size == 16
+    narrow.load_state_dict({name: v.half().float() for name, v in averaged(whole / "vae.safetensors").items()})
+    torch.testing.assert_close(base.vae.encode(pictures).latents, narrow.encode(pictures), atol=1e-3, rtol=1e-3)
 
 
-def read_part(path):
+def averaged(path):
     return {k.removeprefix("average."): v for k, v in read(path)[0].items() if k.startswith("average.")}
 
 
