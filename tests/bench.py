@@ -1,6 +1,6 @@
 """What MoA costs in ComfyUI: step time and peak memory beside the base model's, and the cost of the trace.
 
-`make bench`, or: python -m tests.bench [--shapes toy sd15] [--rounds 3]. One step is one U-Net
+`make bench`, or: python -m tests.bench [--shapes toy sd15] [--areas 0.25] [--rounds 3]. One step is one U-Net
 call of two rows (positive and negative) through ComfyUI's own sampling, on the GPU when there is one. All
 variants of a shape are timed in turn, round after round, and the medians compared.
 """
@@ -21,7 +21,7 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE / "host"), str(HERE)]
 
 from comfy_host import start_host  # noqa: E402
-from real_size import UNET  # noqa: E402
+from real_size import UNET, random_weights  # noqa: E402
 
 from training.comfyui import make_base_directory  # noqa: E402
 
@@ -31,25 +31,25 @@ TOY = UNET | {
 }  # fmt: skip
 SHAPES = {"toy": (TOY, 128), "sd15": (UNET, 512)}
 """U-Net configuration, and the side of its pictures in pixels."""
-AREAS = (0.10, 0.25, 0.50)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--areas", type=float, nargs="+", default=[0.10, 0.25, 0.50], help="subject area, 0 to 1")
     options = parser.parse_args()
     host = start_host(make_base_directory(Path(tempfile.mkdtemp())), cpu=not torch.cuda.is_available())
     with torch.inference_mode():
         for shape in options.shapes:
-            bench(host, shape, options.rounds)
+            bench(host, shape, options.areas, options.rounds)
 
 
-def bench(host, shape: str, rounds: int) -> None:
+def bench(host, shape: str, areas: list[float], rounds: int) -> None:
     config, pixels = SHAPES[shape]
     model, moa = make_models(host, config)
     variants = {"prior": model}
-    for area in AREAS:
+    for area in areas:
         for sparse in (False, True):
             variants[f"{'sparse' if sparse else 'dense'} {area:.0%}"] = patched(host, model, moa, area, sparse)
     step = {name: one_step(variant, config["context_dim"], pixels // 8) for name, variant in variants.items()}
@@ -66,6 +66,7 @@ def bench(host, shape: str, rounds: int) -> None:
                 step[name]()
                 synchronize()
                 times[name].append(time.perf_counter() - start)
+            print(f"{shape} round {round}: {name} {times[name][-1]:.2f} s", file=sys.stderr)
             if name != "prior":
                 recording.append(spent[0] / times[name][-1])
     prior = statistics.median(times["prior"])
@@ -88,7 +89,7 @@ def make_models(host, config: dict):
 
     moa_module = host.module("moa_core.moa")
     names = UNetModel(**config, device="meta").state_dict()
-    weights = {f"model.diffusion_model.{name}": torch.randn(w.shape).mul_(0.02) for name, w in names.items()}
+    weights = {f"model.diffusion_model.{name}": weight for name, weight in random_weights(names).items()}
     encoder = {"image_size": 32, "patch_size": 16, "hidden_size": 32, "num_attention_heads": 2, "num_hidden_layers": 1,
                "intermediate_size": 64, "projection_dim": 64}  # fmt: skip
     moa_config = moa_module.MoAConfig.for_unet(weights, heads=config["num_heads"], image_encoder=encoder)

@@ -4,10 +4,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from moa_core.moa import MoA
 from moa_core.moa_layer import SPARSE_THRESHOLD, MoALayer, SparsePlan
 from moa_core.subject import Subject
+from moa_core.trace import Trace
 from moa_core.unet_call import BoundTokens, UNetCall
 
 
@@ -108,6 +110,40 @@ def test_a_unet_call_on_a_plan_agrees_with_one_that_reads_the_device(stirred_moa
         assert call.complete()
     for planned, settled, read in zip(*outs, strict=True):
         assert torch.allclose(planned, read, atol=1e-5) and torch.allclose(settled, read, atol=1e-5)
+
+
+class HostReads(TorchDispatchMode):
+    """Counts the operations that make the host wait for the device."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        waits = (torch.ops.aten._local_scalar_dense, torch.ops.aten.nonzero, torch.ops.aten.masked_select)
+        self.count += function.overloadpacket in waits
+        return function(*args, **(kwargs or {}))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("sparse", ["plan", None])
+def test_no_layer_makes_the_host_wait_for_an_accelerator(stirred_moa, sparse):
+    mixture, h = stirred_moa.mixture, torch.randn(2, 256, 64)
+    address = next(iter(mixture.config.blocks))
+    plan = SparsePlan() if sparse else None
+    bound = BoundTokens.stack([(0, 3, torch.randn(64))])
+    trace = Trace((16, 16))
+    for _ in range(2):
+        with HostReads() as reads:
+            call = UNetCall(mixture, torch.randn(2, 77, 64), torch.tensor([5.0, 5.0]), bound, sparse=plan)
+            for attention in ("attn1", "attn2"):
+                call.mix(address, attention, h, torch.randn(2, 256, 64))
+            trace.add(5.0, call.shares)
+        assert reads.count == 0
+        call.complete()
+    with HostReads() as reads:  # and the count counts: reading at every layer is seen
+        UNetCall(mixture, torch.randn(2, 77, 64), torch.tensor([5.0, 5.0]), sparse=True).mix(address, "attn1", h, h)
+    assert reads.count > 0
 
 
 @torch.no_grad()

@@ -24,6 +24,17 @@ VAE = {
 }  # fmt: skip
 
 
+def random_weights(shapes: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Weights that keep activations at their scale: normal by fan-in, norms about 1, biases about 0."""
+    generator = torch.Generator().manual_seed(0)
+    weights = {}
+    for name, like in shapes.items():
+        scale = like.shape[1:].numel() ** -0.5 if like.ndim > 1 else 0.02
+        is_norm = like.ndim == 1 and name.endswith("weight")
+        weights[name] = torch.randn(like.shape, generator=generator) * scale + float(is_norm)
+    return weights
+
+
 def make(folder: Path) -> dict:
     """The checkpoint under the host's own key names, fp16, and the MoA file."""
     from comfy_host import start_host
@@ -40,13 +51,11 @@ def make(folder: Path) -> dict:
     }
     with torch.device("meta"):
         parts["first_stage_model."] = AutoencoderKL(ddconfig=VAE, embed_dim=4)
-    generator = torch.Generator().manual_seed(0)
-    weights = {}
-    for prefix, module in parts.items():
-        for name, weight in module.state_dict().items():
-            scale = weight.shape[1:].numel() ** -0.5 if weight.ndim > 1 else 0.02
-            value = torch.randn(weight.shape, generator=generator) * scale
-            weights[prefix + name] = (value + (weight.ndim == 1 and name.endswith("weight"))).half()
+    weights = {
+        prefix + name: weight.half()
+        for prefix, module in parts.items()
+        for name, weight in random_weights(module.state_dict()).items()
+    }
     save_file(weights, folder / "models/checkpoints/sd15-random.safetensors")
 
     moa_module, moa_file = host.module("moa_core.moa"), host.module("moa_core.moa_file")
