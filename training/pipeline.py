@@ -54,9 +54,7 @@ class MoAPipeline:
     ) -> tuple[Tensor, Trace]:
         """Pictures [B, H, W, 3] in 0..1, and where the routers put the subjects."""
         bound = bind_prompt(prompt, subjects)
-        context = torch.cat(
-            [self.encode_prompt(p).expand(batch, -1, -1) for p in (prompt, negative)]
-        )  # [2B, T, D]
+        context = torch.cat([self.encode_prompt(p).expand(batch, -1, -1) for p in (prompt, negative)])  # [2B, T, D]
         side = self.unet.unet.config.sample_size
         latents = torch.randn(batch, 4, side, side, generator=torch.Generator().manual_seed(seed))
         scheduler = _scheduler()
@@ -67,9 +65,7 @@ class MoAPipeline:
             tokens = _bound_tokens(bound, batch)
             noise = self.unet(torch.cat([latents] * 2), timestep, context, tokens, strength, sparse)
             positive, negative_noise = noise.chunk(2)
-            latents = scheduler.step(
-                negative_noise + cfg * (positive - negative_noise), t, latents
-            ).prev_sample
+            latents = scheduler.step(negative_noise + cfg * (positive - negative_noise), t, latents).prev_sample
             if self.unet.call is not None:
                 trace.add(float(t), {layer: share[:batch] for layer, share in self.unet.call.shares.items()})
         pictures = self.vae.decode(latents / self.vae.config.scaling_factor).sample

@@ -57,9 +57,7 @@ class ToyBase:
     def save(self, path: str | os.PathLike, dtype: torch.dtype = torch.float16) -> None:
         """One ordinary checkpoint, which ComfyUI's CheckpointLoaderSimple reads; whole or not at all."""
         path = Path(path)
-        weights = {
-            name: weight.detach().to("cpu", dtype).contiguous() for name, weight in self._to_ldm().items()
-        }
+        weights = {name: weight.detach().to("cpu", dtype).contiguous() for name, weight in self._to_ldm().items()}
         unfinished = path.with_name(path.name + ".unfinished")
         try:
             save_file(weights, unfinished, {"format": "pt"})
@@ -78,10 +76,7 @@ class ToyBase:
     def _to_ldm(self) -> dict[str, Tensor]:
         """All weights under the names of an LDM checkpoint with a TAESD inside; the tensors are the models' own."""
         unet = unet_to_ldm(self.unet.state_dict(), toy_shape.LAYERS_PER_BLOCK)
-        text = {
-            name.removeprefix("text_model."): weight
-            for name, weight in self.text_encoder.state_dict().items()
-        }
+        text = {name.removeprefix("text_model."): weight for name, weight in self.text_encoder.state_dict().items()}
         vae = {"vae_scale": torch.tensor(1.0), "vae_shift": torch.tensor(0.0)}
         for name, weight in self.vae.state_dict().items():
             side, _, number, rest = name.split(".", 3)
