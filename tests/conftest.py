@@ -4,8 +4,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 from training.comfyui import find_comfyui, version
+
+# A busy machine must not fail a test: no time limits.
+settings.register_profile("moa", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("moa")
 
 HOST_TESTS = Path(__file__).parent / "host"
 

@@ -21,7 +21,7 @@ def layer(seed: int, sharpness: float) -> MoALayer:
 
 
 @torch.no_grad()
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     seed=st.integers(0, 1000),
     rows=st.integers(1, 3),

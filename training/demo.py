@@ -15,13 +15,13 @@ from PIL import Image, ImageDraw, ImageFont
 
 from moa_core.moa_file import load_moa, save_moa
 from training.adapter import MoAUNet
-from training.comfyui import Server, find_comfyui, make_base_directory, version
+from training.comfyui import PACK, Server, find_comfyui, make_base_directory, version
 from training.pipeline import MoAPipeline
 from training.toy.base import ToyBase
 from training.toy.draw import draw_person
 from training.toy.world import sample_identity
 
-OUTPUT = Path("output")
+OUTPUT = PACK / "output"
 CHECKPOINT, MOA = "moa-toy-base.safetensors", "moa-toy.safetensors"
 PROMPT, NEGATIVE = "a man waving and a woman holding flowers on a beach", ""
 WORDS = ("man", "woman")
@@ -44,7 +44,7 @@ def main() -> None:
         picture.save(OUTPUT / f"{name}.png")
     contact_sheet(named).save(OUTPUT / "contact_sheet.png")
     print("The toy weights are not trained yet: the pictures show noise. What runs is the whole way to them.")
-    print(f"Pictures and contact sheet: {OUTPUT.resolve()}")
+    print(f"Pictures and contact sheet: {OUTPUT}")
 
 
 def make_references(folder: Path) -> list[Path]:
