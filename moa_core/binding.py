@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from .subject import Subject
 
@@ -18,11 +18,10 @@ class Binding:
 
 @dataclass(frozen=True)
 class BoundPrompt:
-    """What is known of an encoded prompt: its text, its bindings, and the subjects that found no word."""
+    """What is known of an encoded prompt: its text and its bindings."""
 
     prompt: str
     bindings: tuple[Binding, ...] = ()
-    unbound: tuple[Subject, ...] = field(default=(), compare=False)
 
 
 def bind(
@@ -38,7 +37,7 @@ def bind(
     or anything else for an embedding that stands in a token's place. words: each subject's word as ids.
     ends_word: whether a token id ends a word, so that `man` is not found in `snowman`.
     """
-    bindings, unbound = [], []
+    bindings = []
     taken: dict[tuple[int, ...], int] = {}
     for subject, word in zip(subjects, words, strict=True):
         places = find_word(chunks, word, ends_word)
@@ -46,9 +45,7 @@ def bind(
         taken[tuple(word)] = turn + 1
         if turn < len(places):
             bindings.append(Binding(places[turn], subject))
-        else:
-            unbound.append(subject)
-    return BoundPrompt(prompt, tuple(bindings), tuple(unbound))
+    return BoundPrompt(prompt, tuple(bindings))
 
 
 def find_word(chunks: Sequence[Sequence[object]], word: Sequence[int], ends_word: Callable[[int], bool]) -> list[int]:
