@@ -34,6 +34,12 @@ class ImageEncoder(nn.Module):
         """Prepared references [P, 3, size, size] -> features [P, F]."""
         return self.model(pixel_values=pixels).image_embeds
 
+    def last_layers(self, count: int) -> list[nn.Module]:
+        """The last `count` transformer layers and all that follows them; what training may change."""
+        vision = self.model.vision_model
+        layers = vision.encoder.layers
+        return [*layers[len(layers) - count :], vision.post_layernorm, self.model.visual_projection]
+
     def fill_position_ids(self) -> None:
         """Give real values to the one thing that no file holds: 0, 1, 2, ... after a build on the meta device."""
         for module in self.modules():

@@ -20,6 +20,14 @@ def routed_blocks(addresses: list[Address]) -> list[Address]:
     return addresses[2:-3] or addresses
 
 
+def layer_size(latent_shape: tuple[int, int], pixels: int) -> tuple[int, int]:
+    """The (h, w) of a layer with that many pixels: the latents', halved (rounded up) until it fits."""
+    height, width = latent_shape
+    while height * width > pixels:
+        height, width = -(-height // 2), -(-width // 2)
+    return height, width
+
+
 class Trace:
     """Expert shares of one sampling run: per picture, layer and bin of timesteps, the mean over its steps."""
 
@@ -63,7 +71,7 @@ class Trace:
                 break
             start += pixels
         bins = [self._sums[b][:, start : start + pixels] / self._counts[b] for b in sorted(self._sums, reverse=True)]
-        return torch.stack(bins, dim=1).cpu().unflatten(-1, self._grid(pixels))
+        return torch.stack(bins, dim=1).cpu().unflatten(-1, layer_size(self.latent_shape, pixels))
 
     def subject_area(self) -> Tensor:
         """Mean share over the routed blocks and all timesteps, [B, h, w] at latent size on the CPU."""
@@ -71,13 +79,6 @@ class Trace:
         layers = [self.maps(layer).mean(dim=1, keepdim=True) for layer in self._layers if layer[0] in routed]
         sized = [F.interpolate(m, self.latent_shape, mode="bilinear", align_corners=False) for m in layers]
         return torch.cat(sized, dim=1).mean(dim=1)
-
-    def _grid(self, pixels: int) -> tuple[int, int]:
-        """The (h, w) of a layer with that many pixels: the latents', halved (rounded up) until it fits."""
-        height, width = self.latent_shape
-        while height * width > pixels:
-            height, width = -(-height // 2), -(-width // 2)
-        return height, width
 
     def to_cpu(self) -> None:
         """Free the device of a finished trace."""

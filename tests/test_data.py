@@ -82,8 +82,7 @@ def test_a_random_background_is_one_colour_around_the_whole_subject(tmp_path):
     data = SubjectDataset(tmp_path, reference_background="random")
     corners = []
     for epoch in range(2):
-        data.set_epoch(epoch)
-        picture = as_picture(data[0]["references"][0])
+        picture = as_picture(data[epoch, 0]["references"][0])
         assert (picture[:, 32, 32] - torch.tensor(SUBJECTS[0])).abs().max() < 6
         assert (picture[:, 0, 0] - picture[:, 63, 63]).abs().max() < 3
         corners.append(picture[:, 0, 0])
@@ -102,8 +101,7 @@ def test_masks_follow_the_picture_through_every_crop(tmp_path_factory, width, he
     middle = width // 2
     write_record(root, "00000000", width, height, [(3, 8, middle - 3, 36), (middle + 3, 5, width - 3, 30)])
     data = SubjectDataset(root, size=48, smallest_crop=crop)
-    data.set_epoch(epoch)
-    item = data[0]
+    item = data[epoch, 0]
     colours = (item["picture"] + 1) * 127.5
     for n in item["valid"].nonzero().flatten():
         number = int(item["positions"][n]) // 6  # 5 or 11 characters into the caption
@@ -126,8 +124,8 @@ def test_subjects_cropped_away_or_too_small_are_dropped(tmp_path):
 def test_the_same_seed_epoch_and_index_give_the_same_item_in_any_worker(toy):
     def items(epoch: int, workers: int) -> list[torch.Tensor]:
         data = SubjectDataset(toy, smallest_crop=0.6, seed=9)
-        data.set_epoch(epoch)
-        return [batch["picture"] for batch in DataLoader(data, batch_size=6, num_workers=workers)]
+        keys = [(epoch, index) for index in range(len(data))]
+        return [batch["picture"] for batch in DataLoader(data, 6, sampler=keys, num_workers=workers)]
 
     assert all(torch.equal(a, b) for a, b in zip(items(1, 0), items(1, 2), strict=True))
     assert not torch.equal(items(1, 0)[0], items(2, 0)[0])

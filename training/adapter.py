@@ -16,9 +16,9 @@ from moa_core.unet_call import BoundTokens, UNetCall
 class MoAUNet(nn.Module):
     """A diffusers U-Net with a MoA beside every attention layer; call it instead of the U-Net."""
 
-    def __init__(self, unet: UNet2DConditionModel, mixture: Mixture):
+    def __init__(self, unet: UNet2DConditionModel, mixture: Mixture, call_type: type[UNetCall] = UNetCall):
         super().__init__()
-        self.unet, self.mixture = unet, mixture
+        self.unet, self.mixture, self.call_type = unet, mixture, call_type
         self.call: UNetCall | None = None
         """The call under way, kept until the next one: gradient checkpointing comes back to it."""
         layers_per_block = unet.config.layers_per_block
@@ -42,7 +42,7 @@ class MoAUNet(nn.Module):
         """
         self.call = None
         if strength > 0.0:
-            self.call = UNetCall(self.mixture, context, timestep, bound, strength, sparse or None)
+            self.call = self.call_type(self.mixture, context, timestep, bound, strength, sparse or None)
         return self.unet(latents, timestep, context).sample
 
 

@@ -172,21 +172,18 @@ class SubjectDataset(Dataset):
         self.smallest_crop, self.min_area = smallest_crop, min_area
         self.reference_background = reference_background
         self.names = _read_names(self.root, split)
-        self.epoch = 0
         self.broken: dict[str, BrokenRecord] = {}
         self._reads = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Other crops for another epoch. Call it before the loader starts its workers for that epoch."""
-        self.epoch = epoch
 
     def __len__(self) -> int:
         return len(self.names)
 
-    def __getitem__(self, index: int) -> dict[str, Tensor | str]:
+    def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Tensor | str]:
+        """The record `index` in the first epoch, or `(epoch, index)`: other crops for another epoch."""
+        epoch, index = key if isinstance(key, tuple) else (0, key)
         if not 0 <= index < len(self):
             raise IndexError(f"record {index} of {len(self)}")
-        rng = np.random.default_rng([self.seed, self.epoch, index])
+        rng = np.random.default_rng([self.seed, epoch, index])
         return self._prepare(self._next_whole_record(index), rng)
 
     def _next_whole_record(self, index: int) -> Record:

@@ -14,7 +14,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from moa_core.moa_file import load_moa, save_moa
-from training.adapter import MoAUNet
+from training.base import load_base
 from training.comfyui import PACK, Server, find_comfyui, make_base_directory, version
 from training.pipeline import MoAPipeline
 from training.toy.base import ToyBase
@@ -77,13 +77,13 @@ def through_comfyui(comfyui: Path, base: Path, references: list[Path]) -> dict[s
 
 
 def through_diffusers(base: Path, references: list[Path]) -> dict[str, Image.Image]:
-    toy, moa = ToyBase.load(base / "models/checkpoints" / CHECKPOINT), load_moa(base / "models/moa" / MOA)
-    pipeline = MoAPipeline(MoAUNet(toy.unet, moa.mixture), toy.text_encoder, toy.vae, moa)
+    moa = load_moa(base / "models/moa" / MOA)
+    pipeline = MoAPipeline(load_base(base / "models/checkpoints" / CHECKPOINT), moa)
     subjects = []
     for path, word in zip(references, WORDS, strict=True):
         pixels = torch.from_numpy(np.asarray(Image.open(path), dtype=np.float32) / 255)[None]  # [1, H, W, 4]
         subjects.append(pipeline.encode_subject(pixels[..., :3], word, pixels[..., 3]))
-    pictures, trace = pipeline(PROMPT, subjects, NEGATIVE, STEPS, CFG, SEED)
+    pictures, trace = pipeline(PROMPT, subjects, NEGATIVE, steps=STEPS, cfg=CFG, seed=SEED)
     area = Image.fromarray((trace.subject_area()[0].numpy() * 255).astype(np.uint8))
     return {"moa": to_image(pictures[0]), "router": area.resize((128, 128)).convert("RGB")}
 

@@ -2,84 +2,107 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from typing import Literal
 
 import torch
-from diffusers import AutoencoderTiny, UniPCMultistepScheduler
+from diffusers import EulerDiscreteScheduler, SchedulerMixin, UniPCMultistepScheduler
 from torch import Tensor
-from transformers import CLIPTextModel
 
-from moa_core.binding import BoundPrompt
+from moa_core.binding import Binding
 from moa_core.moa import MoA
 from moa_core.reference import prepare_reference
 from moa_core.subject import Subject
 from moa_core.trace import Trace
 from moa_core.unet_call import BoundTokens
 from training.adapter import MoAUNet
+from training.base import Base
+from training.schedule import SCHEDULE, TIMESTEPS
 from training.tokenizer import bind_prompt, tokenize
 
+Sampler = Literal["uni_pc", "euler"]
 
-@dataclass
+
 class MoAPipeline:
-    """unet holds base U-Net and mixture; the text encoder and the autoencoder are the base model's."""
+    """A base model with a MoA beside its U-Net."""
 
-    unet: MoAUNet
-    text_encoder: CLIPTextModel
-    vae: AutoencoderTiny
-    moa: MoA
+    def __init__(self, base: Base, moa: MoA, unet: MoAUNet | None = None):
+        """unet: the base's U-Net with the MoA's mixture, where that is built already."""
+        self.base, self.moa = base, moa
+        self.unet = unet or MoAUNet(base.unet, moa.mixture)
+        self.device = next(base.unet.parameters()).device
 
     def encode_subject(self, pictures: Tensor, word: str, masks: Tensor | None = None) -> Subject:
         """Pictures [P, H, W, 3] in 0..1 of one person, masks [P, H, W] -> a subject."""
         own_masks = [None] * len(pictures) if masks is None else masks
         size = self.moa.image_encoder.size
         prepared = [prepare_reference(p, m, size) for p, m in zip(pictures, own_masks, strict=True)]
-        return Subject(self.moa.encode(torch.stack(prepared))[None], word, word)
-
-    def encode_prompt(self, prompt: str) -> Tensor:
-        """[1, T, D]."""
-        return self.text_encoder(torch.tensor([tokenize(prompt)])).last_hidden_state
+        return Subject(self.moa.encode(torch.stack(prepared).to(self.device))[None], word, word)
 
     @torch.no_grad()
-    def __call__(
+    def encode_prompt(self, prompt: str) -> Tensor:
+        """[1, T, D]."""
+        return self.base.text_encoder(torch.tensor([tokenize(prompt)], device=self.device)).last_hidden_state
+
+    def __call__(self, prompt: str, subjects: list[Subject], negative: str = "", **options) -> tuple[Tensor, Trace]:
+        """`sample` with subjects bound by their words, as the ComfyUI nodes bind them."""
+        bindings = bind_prompt(prompt, subjects).bindings
+        contexts = [self.encode_prompt(text) for text in (prompt, negative)]
+        return self.sample(*contexts, bindings, **options)
+
+    @torch.no_grad()
+    def sample(
         self,
-        prompt: str,
-        subjects: list[Subject],
-        negative: str = "",
+        positive: Tensor,
+        negative: Tensor,
+        bindings: Sequence[Binding] = (),
         steps: int = 20,
         cfg: float = 7.0,
         seed: int = 0,
         strength: float = 1.0,
         sparse: bool = True,
         batch: int = 1,
+        sampler: Sampler = "uni_pc",
+        subject_cfg: float | None = None,
     ) -> tuple[Tensor, Trace]:
-        """Pictures [B, H, W, 3] in 0..1, and where the routers put the subjects."""
-        bound = bind_prompt(prompt, subjects)
-        context = torch.cat([self.encode_prompt(p).expand(batch, -1, -1) for p in (prompt, negative)])  # [2B, T, D]
-        side = self.unet.unet.config.sample_size
-        latents = torch.randn(batch, 4, side, side, generator=torch.Generator().manual_seed(seed))
-        scheduler = _scheduler()
-        scheduler.set_timesteps(steps)
+        """Pictures [B, H, W, 3] in 0..1, and where the routers put the subjects; contexts are [1, T, D].
+
+        sampler: the paper's "uni_pc", or "euler", which paints what ComfyUI's `euler` on `simple` does.
+        subject_cfg: None is plain classifier-free guidance. A number s is a guidance of our own, not the
+        paper's, for one U-Net call more: uncond + cfg * (prior - uncond) + s * (moa - prior), which steers
+        scene and subject apart.
+        """
+        context = torch.cat([c.expand(batch, -1, -1) for c in (positive, negative)])  # [2B, T, D]
+        tokens = BoundTokens.stack(
+            [(row, b.position, b.subject.feature(row)) for row in range(batch) for b in bindings]
+        )
+        side = self.base.unet.config.sample_size
+        noise = torch.randn(batch, 4, side, side, generator=torch.Generator().manual_seed(seed))
+        scheduler = _scheduler(sampler, steps)
+        latents = noise.to(self.device) * scheduler.init_noise_sigma
         trace = Trace((side, side))
         for t in scheduler.timesteps:
-            timestep = t.float().expand(2 * batch)
-            tokens = _bound_tokens(bound, batch)
-            noise = self.unet(torch.cat([latents] * 2), timestep, context, tokens, strength, sparse)
-            positive, negative_noise = noise.chunk(2)
-            latents = scheduler.step(negative_noise + cfg * (positive - negative_noise), t, latents).prev_sample
+            timestep = t.float().to(self.device).expand(2 * batch)
+            noisy = torch.cat([scheduler.scale_model_input(latents, t)] * 2)
+            moa, uncond = self.unet(noisy, timestep, context, tokens, strength, sparse).chunk(2)
             if self.unet.call is not None:
                 trace.add(float(t), {layer: share[:batch] for layer, share in self.unet.call.shares.items()})
-        pictures = self.vae.decode(latents / self.vae.config.scaling_factor).sample
-        return (pictures / 2 + 0.5).clamp(0, 1).movedim(1, -1), trace
+            if subject_cfg is None:
+                guided = uncond + cfg * (moa - uncond)
+            else:
+                prior, uncond = self.unet(noisy, timestep, context, strength=0.0).chunk(2)
+                guided = uncond + cfg * (prior - uncond) + subject_cfg * (moa - prior)
+            latents = scheduler.step(guided, t, latents).prev_sample
+        pictures = self.base.autoencoder.decode(latents)
+        return (pictures / 2 + 0.5).clamp(0, 1).movedim(1, -1).cpu(), trace
 
 
-def _bound_tokens(prompt: BoundPrompt, batch: int) -> BoundTokens | None:
-    return BoundTokens.stack(
-        [(row, b.position, b.subject.feature(row)) for row in range(batch) for b in prompt.bindings]
-    )
-
-
-def _scheduler() -> UniPCMultistepScheduler:
-    """UniPC, the paper's sampler, over SD's noise schedule."""
-    return UniPCMultistepScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type="epsilon"
-    )
+def _scheduler(sampler: Sampler, steps: int) -> SchedulerMixin:
+    """UniPC on evenly spaced timesteps, or Euler on those of ComfyUI's `simple`: 999 and down in whole steps."""
+    if sampler == "euler":
+        scheduler = EulerDiscreteScheduler(**SCHEDULE)
+        scheduler.set_timesteps(timesteps=[TIMESTEPS - 1 - int(i * TIMESTEPS / steps) for i in range(steps)])
+    else:
+        scheduler = UniPCMultistepScheduler(**SCHEDULE)
+        scheduler.set_timesteps(steps)
+    return scheduler

@@ -37,6 +37,14 @@ def tokenize(prompt: str) -> list[int]:
     return clip_tokenizer()(prompt, padding="max_length", truncation=True, max_length=LENGTH)["input_ids"]
 
 
+def token_before(prompt: str, end: int) -> int:
+    """The position of the token that ends at this character of the prompt, -1 when it is cut off or not there."""
+    offsets = clip_tokenizer()(prompt, truncation=True, max_length=LENGTH, return_offsets_mapping=True)[
+        "offset_mapping"
+    ]
+    return next((position for position, (start, stop) in enumerate(offsets) if stop == end > start), -1)
+
+
 def bind_prompt(prompt: str, subjects: list[Subject]) -> BoundPrompt:
     """Bindings of subjects to the words of a prompt, by the rule of the ComfyUI nodes."""
     tokenizer = clip_tokenizer()

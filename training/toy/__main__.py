@@ -75,6 +75,12 @@ def _readout():
     return train_readout
 
 
+def _encoder():
+    from .encoder import train_encoder
+
+    return train_encoder
+
+
 def add_assemble(commands: argparse._SubParsersAction) -> None:
     command = commands.add_parser("assemble", help="write the base model as one checkpoint")
     command.add_argument("--run", type=Path, required=True, dest="folder", help="run folder")
@@ -96,6 +102,7 @@ def main(argv: list[str] | None = None) -> int:
     add_training(commands, "unet", "train the base model's text encoder and U-Net", _unet, batch=16, lr=5e-4)
     add_assemble(commands)
     add_training(commands, "readout", "train the judges of training.toy.measure", _readout, batch=48, lr=2e-3)
+    add_training(commands, "encoder", "train the image encoder that a MoA starts from", _encoder, batch=64, lr=5e-4)
     args = parser.parse_args(argv)
     try:
         args.run(args)

@@ -16,6 +16,8 @@ from moa_core import toy_shape
 from moa_core.moa import MoA, MoAConfig
 from training.ldm_names import unet_to_ldm
 
+from .vae import NarrowVAE
+
 UNET, TEXT, VAE = "model.diffusion_model.", "cond_stage_model.transformer.text_model.", "first_stage_model."
 
 
@@ -42,7 +44,7 @@ class ToyBase:
             up_block_types=("CrossAttnUpBlock2D",) * levels,
         )
         text_encoder = CLIPTextModel(CLIPTextConfig(**toy_shape.TEXT_ENCODER))
-        return cls(unet.eval(), text_encoder.eval(), AutoencoderTiny().eval())
+        return cls(unet.eval(), text_encoder.eval(), NarrowVAE().widen())
 
     def fresh_moa(self) -> MoA:
         """A MoA for this base that changes nothing yet."""

@@ -12,14 +12,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from moa_core import toy_shape
+from training.schedule import SCHEDULE, TIMESTEPS, add_noise, kept_variance
 from training.tokenizer import tokenize
+from training.validate import sheet
 
 from .base import ToyBase
-from .pretrain import Plan, Trainee, device, read_average, rendered, sheet, to_tensor, train
+from .pretrain import Plan, Trainee, device, read_average, rendered, to_tensor, train
 from .vae import NarrowVAE
 from .world import PLACES
 
-TIMESTEPS = 1000
 GAMMA = 5.0
 """Min-SNR weighting (Hang et al., 2023): no timestep counts for more than this many times its noise."""
 DROPPED = 0.1
@@ -41,17 +42,10 @@ class Denoiser(nn.Module):
         return self.unet(latents, timestep, self.text_encoder(ids).last_hidden_state).sample
 
 
-def noise_schedule() -> Tensor:
-    """Stable Diffusion's scaled_linear schedule: the share [1000] of the picture's variance left at each step."""
-    betas = torch.linspace(0.00085**0.5, 0.012**0.5, TIMESTEPS) ** 2
-    return (1 - betas).cumprod(dim=0)
-
-
 def diffusion_loss(model: nn.Module, latents: Tensor, ids: Tensor, timestep: Tensor, noise: Tensor) -> Tensor:
     """Squared error of the predicted noise, min-SNR weighted; latents and noise [B, 4, h, w], timestep [B]."""
-    kept = noise_schedule().to(latents.device)[timestep]  # [B]
-    noisy = kept.sqrt()[:, None, None, None] * latents + (1 - kept).sqrt()[:, None, None, None] * noise
-    error = (model(noisy, timestep, ids).float() - noise).square().mean(dim=(1, 2, 3))
+    kept = kept_variance().to(latents.device)[timestep]  # [B]
+    error = (model(add_noise(latents, noise, timestep), timestep, ids).float() - noise).square().mean(dim=(1, 2, 3))
     snr = kept / (1 - kept)
     return (error * (GAMMA / snr).clamp(max=1.0)).mean()
 
@@ -135,7 +129,7 @@ PROMPTS = [f"{wording} {place}" for wording in WORDINGS for place in PLACES.valu
 @torch.no_grad()
 def sample(model: Denoiser, ids: Tensor, empty: Tensor, noise: Tensor, steps: int = 20, cfg: float = 5.0) -> Tensor:
     """From noise [B, 4, h, w] to latents; ids [B, 77], empty [77]."""
-    scheduler = UniPCMultistepScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
+    scheduler = UniPCMultistepScheduler(**SCHEDULE)
     scheduler.set_timesteps(steps)
     both = torch.cat([ids, empty.expand_as(ids)])
     for t in scheduler.timesteps:

@@ -27,10 +27,9 @@ from tqdm import tqdm
 
 from moa_core.moa_file import MoAFileError, load_moa
 from moa_core.subject import Subject
-from training.adapter import MoAUNet
+from training.base import BaseError, load_base
 from training.pipeline import MoAPipeline
 
-from .base import ToyBase
 from .draw import draw_person
 from .pretrain import Plan
 from .readout import CONTEXT, IDENTITY, TEST, TEST_SCENES, Readout, accuracy, draw_renders, labels, train_readout, views
@@ -249,10 +248,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
     args = parser.parse_args(argv)
     try:
-        base, moa = ToyBase.load(args.base), load_moa(args.moa)
-        pipeline = MoAPipeline(MoAUNet(base.unet, moa.mixture), base.text_encoder, base.vae, moa)
+        pipeline = MoAPipeline(load_base(args.base), load_moa(args.moa))
         result = measure(pipeline, get_readout(args.run))
-    except (MoAFileError, FileNotFoundError) as error:
+    except (MoAFileError, BaseError) as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 2
     print(table(result))

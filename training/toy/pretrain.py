@@ -8,11 +8,10 @@ so a run that goes on from its file is the run that was never stopped.
 from __future__ import annotations
 
 import json
-import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -23,6 +22,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
+
+from training.checkpoint import stop_on_signal
 
 from .dataset import WORLD_VERSION
 from .draw import draw_scene
@@ -158,7 +159,7 @@ def train(
     loss_of: one step's randomness -> its loss, and figures for the progress bar. look: draws a picture of
     what the averaged weights can do into a file, and returns figures in words.
     """
-    with _stop_on_signal() as stop:
+    with stop_on_signal() as stop:
         _train(trainee, loss_of, look, stop)
 
 
@@ -204,19 +205,6 @@ def _save(trainee: Trainee, look: Callable[[Path], str], bar: tqdm) -> None:
         log.write(line + "\n")
 
 
-@contextmanager
-def _stop_on_signal() -> Iterator[list[int]]:
-    """A list that is empty until SIGTERM or SIGINT comes."""
-    caught: list[int] = []
-    signals = (signal.SIGTERM, signal.SIGINT)
-    before = [signal.signal(number, lambda number, frame: caught.append(number)) for number in signals]
-    try:
-        yield caught
-    finally:
-        for number, handler in zip(signals, before, strict=True):
-            signal.signal(number, handler)
-
-
 @dataclass(frozen=True)
 class Pictures:
     """pixels: uint8 [N, 128, 128, 3] on disk; captions: N texts; recipe: what they follow from."""
@@ -259,13 +247,3 @@ def _draw(seed: int, size: int, index: int) -> tuple[np.ndarray, str]:
     """A scene without held-out people, which are kept for measuring."""
     scene = sample_scene(np.random.default_rng([seed, index]))
     return np.asarray(draw_scene(scene, size)[0]), scene.caption
-
-
-def sheet(rows: list[Tensor], path: Path) -> None:
-    """A contact sheet: rows of pictures [B, 3, H, W] in -1..1, written whole or not at all."""
-    from torchvision.utils import make_grid, save_image
-
-    grid = make_grid(torch.cat(rows).float().cpu() / 2 + 0.5, nrow=len(rows[0]), padding=2)
-    unfinished = path.with_name(f"unfinished-{path.name}")
-    save_image(grid.clamp(0, 1), unfinished)
-    unfinished.replace(path)

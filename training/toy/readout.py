@@ -17,9 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moa_core import toy_shape
+from training.validate import sheet
 
 from .draw import draw_scene
-from .pretrain import Plan, Trainee, device, read_average, sheet, to_tensor, train
+from .pretrain import Plan, Trainee, device, read_average, to_tensor, train
 from .world import ACTIONS, AGES, HAIRS, PLACES, SKINS, STYLES, Person, Scene, sample_scene
 
 NO_YES = (False, True)

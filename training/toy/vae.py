@@ -17,8 +17,9 @@ from diffusers.models.unets.unet_2d_blocks import AutoencoderTinyBlock
 from torch import Tensor, nn
 
 from moa_core import toy_shape
+from training.validate import sheet
 
-from .pretrain import Pictures, Plan, Trainee, device, rendered, sheet, to_tensor, train
+from .pretrain import Pictures, Plan, Trainee, device, rendered, to_tensor, train
 
 LEVELS = 4
 """The picture's side and its halves; the latents live at the last one."""
@@ -47,8 +48,8 @@ class NarrowVAE(nn.Module):
         self.apply(_start)
         self.to(memory_format=torch.channels_last)
 
-    def encode(self, pictures: Tensor) -> Tensor:
-        """[B, 3, H, W] in -1..1 -> latents [B, 4, H / 8, W / 8] of about unit variance."""
+    def encode(self, pictures: Tensor, noise: Tensor | None = None) -> Tensor:
+        """[B, 3, H, W] in -1..1 -> latents [B, 4, H / 8, W / 8] of about unit variance; there is nothing to sample."""
         return self.encoder["layers"](pictures / 2 + 0.5)
 
     def decode(self, latents: Tensor) -> Tensor:
@@ -64,6 +65,18 @@ class NarrowVAE(nn.Module):
             if name in own:
                 weight[tuple(slice(n) for n in own[name].shape)] = own[name]
         return wide
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, wide: AutoencoderTiny) -> NarrowVAE:
+        """The narrow autoencoder in a widened one. Raises ValueError where it is really wide."""
+        narrow, weights = cls(), wide.state_dict()
+        for name, own in narrow.state_dict().items():
+            own.copy_(weights[name][tuple(slice(n) for n in own.shape)])
+        again = narrow.widen().state_dict()
+        if not all(torch.equal(again[name], weight.to(again[name])) for name, weight in weights.items()):
+            raise ValueError("the autoencoder was not made by training.toy: it is wider than the toy world's")
+        return narrow.eval()
 
 
 def _start(module: nn.Module) -> None:

@@ -1,0 +1,120 @@
+"""What one pass of the finetune sees: records in the data set's order, and each record's own randomness.
+
+The n-th record of a run is the same, with the same noise, whatever the number of processes, of workers and
+of interruptions: all of it follows from (seed, n).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Sampler
+
+from training.tokenizer import token_before, tokenize
+
+
+class EndlessSampler(Sampler):
+    """Keys (epoch, index) of the records first, first + 1, ... for one of `processes` that share every pass.
+
+    Each epoch is a permutation of its own. A pass of `batch` records goes to every process in turn.
+    """
+
+    def __init__(self, records: int, batch: int, seed: int, first: int = 0, process: int = 0, processes: int = 1):
+        self.records, self.batch, self.seed = records, batch, seed
+        self.first, self.process, self.processes = first, process, processes
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        epoch, order = -1, np.empty(0, int)
+        start = self.first + self.process * self.batch
+        while True:
+            keys = []
+            for number in range(start, start + self.batch):
+                if number // self.records != epoch:
+                    epoch = number // self.records
+                    order = np.random.default_rng([self.seed, epoch]).permutation(self.records)
+                keys.append((epoch, int(order[number % self.records])))
+            yield keys
+            start += self.batch * self.processes
+
+
+@dataclass
+class Batch:
+    """B records with S places for subjects; h and w are the latent's, R the side of a reference."""
+
+    captions: list[str]
+    pictures: Tensor
+    """[B, 3, H, W] in -1..1."""
+    references: Tensor
+    """[B, S, 3, R, R], prepared for the image encoder."""
+    masks: Tensor
+    """[B, S, H, W], 1 where the subject is visible."""
+    ids: Tensor
+    """[B, 77]: tokens of the caption."""
+    positions: Tensor
+    """[B, S]: the token that each subject is bound to; -1 where there is none."""
+
+    def to(self, device: torch.device) -> Batch:
+        values = (getattr(self, f.name) for f in fields(self))
+        return Batch(*(v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for v in values))
+
+
+def collate(items: list[dict]) -> Batch:
+    """Items of a SubjectDataset -> a batch. A subject whose word is beyond the 77 tokens is bound to nothing."""
+    stacked = {key: torch.stack([item[key] for item in items]) for key in ("picture", "references", "masks")}
+    captions = [item["caption"] for item in items]
+    return Batch(
+        captions,
+        stacked["picture"],
+        stacked["references"],
+        stacked["masks"],
+        torch.tensor([tokenize(caption) for caption in captions]),
+        torch.tensor([_bound_positions(item) for item in items]),
+    )
+
+
+def _bound_positions(item: dict) -> list[int]:
+    ends = zip(item["positions"].tolist(), item["valid"].tolist(), strict=True)
+    return [token_before(item["caption"], end) if valid else -1 for end, valid in ends]
+
+
+@dataclass
+class Chance:
+    """The randomness of B records."""
+
+    timestep: Tensor
+    """[B], each below the config's `timesteps`."""
+    noise: Tensor
+    """[B, 4, h, w]: what is to be predicted."""
+    encoding: Tensor
+    """[B, 4, h, w]: the autoencoder's own noise."""
+    dropped: Tensor
+    """[B] bool: whose caption is emptied."""
+
+    @classmethod
+    def of(cls, seed: int, first: int, count: int, size: tuple[int, int], timesteps: int, dropped: float) -> Chance:
+        """That of the records first to first + count - 1; size: (h, w)."""
+        rows = []
+        for number in range(first, first + count):
+            state = np.random.SeedSequence([seed, number]).generate_state(1)[0]
+            random = torch.Generator().manual_seed(int(state))
+            rows.append(
+                (
+                    torch.randint(timesteps, (), generator=random),
+                    torch.randn(4, *size, generator=random),
+                    torch.randn(4, *size, generator=random),
+                    torch.rand((), generator=random) < dropped,
+                )
+            )
+        return cls(*(torch.stack(column) for column in zip(*rows, strict=True)))
+
+    def to(self, device: torch.device) -> Chance:
+        return Chance(*(getattr(self, f.name).to(device) for f in fields(self)))
+
+
+def empty_ids() -> Tensor:
+    """[77]: the empty caption."""
+    return torch.tensor(tokenize(""))

@@ -1,0 +1,100 @@
+"""Checkpoints: all of a run that cannot be computed again, as safetensors and JSON, whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+PARAMETERS, MOMENTS, STATE = "parameters.safetensors", "optimizer.safetensors", "state.json"
+
+
+class CheckpointError(ValueError):
+    """A sentence for the user: the folder, what was expected, what was found."""
+
+
+def save_checkpoint(
+    folder: Path,
+    parameters: Mapping[str, nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    state: dict[str, Any],
+    keep: int,
+) -> Path:
+    """Write folder/step-00001000 under another name first, then drop the oldest but `keep`.
+
+    state: JSON with the `step`.
+    """
+    target = folder / f"step-{state['step']:08d}"
+    unfinished = folder / f"unfinished-{target.name}"
+    for leftover in (*folder.glob("unfinished-*"), target):
+        shutil.rmtree(leftover, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    moments = {
+        f"{key}.{name}": value
+        for name, parameter in parameters.items()
+        for key, value in optimizer.state[parameter].items()
+    }
+    _save(dict(parameters), unfinished / PARAMETERS)
+    _save(moments, unfinished / MOMENTS)
+    (unfinished / STATE).write_text(json.dumps(state, indent=1))
+    unfinished.rename(target)
+    for old in checkpoints(folder)[:-keep]:
+        shutil.rmtree(old)
+    return target
+
+
+def _save(tensors: dict[str, Tensor], path: Path) -> None:
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """All whole checkpoints in the folder, the oldest first."""
+    return sorted(folder.glob("step-*"))
+
+
+def load_checkpoint(
+    path: Path, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer
+) -> dict[str, Any]:
+    """Give parameters and optimizer what the checkpoint holds; returns its state. Raises CheckpointError."""
+    try:
+        values, moments = load_file(path / PARAMETERS), load_file(path / MOMENTS)
+        state = json.loads((path / STATE).read_text())
+    except (OSError, SafetensorError, ValueError) as error:
+        raise CheckpointError(f"{path} is no whole checkpoint ({type(error).__name__}: {error})") from error
+    shapes = {name: list(p.shape) for name, p in parameters.items()}
+    found = {name: list(v.shape) for name, v in values.items()}
+    if shapes != found:
+        other = sorted(name for name in shapes.keys() | found.keys() if shapes.get(name) != found.get(name))
+        raise CheckpointError(
+            f"{path} was made with another configuration: {len(other)} parameters differ, such as {other[0]} "
+            f"(expected {shapes.get(other[0], 'none')}, found {found.get(other[0], 'none')}). Resume with its own"
+        )
+    for name, parameter in parameters.items():
+        parameter.data.copy_(values[name])
+        for key in ("step", "exp_avg", "exp_avg_sq"):
+            if key != "step":  # AdamW keeps its count on the CPU
+                moments[f"{key}.{name}"] = moments[f"{key}.{name}"].to(parameter.device)
+            optimizer.state[parameter][key] = moments[f"{key}.{name}"]
+    return state
+
+
+@contextmanager
+def stop_on_signal() -> Iterator[list[int]]:
+    """A list that is empty until SIGTERM or SIGINT comes."""
+    caught: list[int] = []
+    signals = (signal.SIGTERM, signal.SIGINT)
+    before = [signal.signal(number, lambda number, frame: caught.append(number)) for number in signals]
+    try:
+        yield caught
+    finally:
+        for number, handler in zip(signals, before, strict=True):
+            signal.signal(number, handler)

@@ -1,0 +1,71 @@
+"""What is finetuned, and the loss of one batch (eq. 11)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from moa_core.moa import MoA
+from moa_core.unet_call import BoundTokens
+from training.adapter import MoAUNet
+from training.base import Base
+from training.batch import Batch, Chance, empty_ids
+from training.config import Loss
+from training.losses import (
+    WatchedCall,
+    expert_share,
+    masked_reconstruction,
+    object_loss,
+    router_loss,
+    shares_inside_outside,
+)
+from training.schedule import add_noise
+
+
+class Finetune(nn.Module):
+    """The frozen base model and the MoA that learns beside it; one module, so that DDP wraps all of a step.
+
+    Experts, routers, subject prompt and the last layers of the image encoder learn; nothing else does.
+    """
+
+    def __init__(self, base: Base, moa: MoA, loss: Loss, encoder_layers: int):
+        super().__init__()
+        self.loss = loss
+        self.unet = MoAUNet(base.unet, moa.mixture, WatchedCall)
+        self.text_encoder = base.text_encoder
+        self.image_encoder = moa.image_encoder
+        self.register_buffer("empty", empty_ids(), persistent=False)
+        moa.mixture.requires_grad_(True)
+        moa.image_encoder.requires_grad_(False)
+        for part in moa.image_encoder.last_layers(encoder_layers):
+            part.requires_grad_(True)
+
+    def forward(self, latents: Tensor, batch: Batch, chance: Chance) -> dict[str, Tensor]:
+        """latents [B, 4, h, w] -> `loss`, its parts, and the experts' share `inside` and `outside` the subjects."""
+        masks = F.interpolate(batch.masks, latents.shape[2:], mode="area")  # [B, S, h, w]
+        subjects = masks.sum(dim=1).clamp(max=1)  # [B, h, w]
+        context = self.text_encoder(torch.where(chance.dropped[:, None], self.empty, batch.ids)).last_hidden_state
+        rows, places = ((batch.positions >= 0) & ~chance.dropped[:, None]).nonzero(as_tuple=True)  # [K] each
+        bound = None
+        if len(rows):
+            features = self.image_encoder(batch.references[rows, places])  # [K, F]
+            bound = BoundTokens(rows, batch.positions[rows, places], features)
+        noisy = add_noise(latents, chance.noise, chance.timestep)
+        predicted = self.unet(noisy, chance.timestep, context, bound)
+
+        call = self.unet.call
+        share = expert_share(call.shares, latents.shape[2:])
+        parts = {
+            "reconstruction": masked_reconstruction(predicted, chance.noise, subjects),
+            "router": router_loss(share, subjects),
+            "object": object_loss(call.attention, masks[rows, places], rows, len(latents)),
+        }
+        total = parts["reconstruction"] + self.loss.router * parts["router"] + self.loss.object * parts["object"]
+        inside, outside = shares_inside_outside(share.detach(), subjects)
+        return {"loss": total, **{k: v.detach() for k, v in parts.items()}, "inside": inside, "outside": outside}
+
+
+def trained(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that learn, by name."""
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}

@@ -1,0 +1,93 @@
+"""The finetune's losses (Section 4.3): masked reconstruction, router loss, object loss.
+
+Each is taken per record first, then averaged over the batch, so that a batch split over processes gives the
+same. Masks are soft at the edges: the share of a latent pixel that the subject covers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from moa_core.address import Address
+from moa_core.trace import layer_size, routed_blocks
+from moa_core.unet_call import UNetCall
+
+
+class WatchedCall(UNetCall):
+    """A U-Net call that also keeps what the object loss reads: the expert's attention to the bound tokens."""
+
+    attention: dict[Address, Tensor]
+    """[K, N] of every block: how much each pixel attends to each of the K bound tokens."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.attention = {}
+
+    def mix(self, address: Address, attention: str, h: Tensor, prior: Tensor) -> Tensor:
+        if attention == "attn2" and self._prompts:
+            rows, positions = self._where
+            expert = self.mixture.layer(address, attention).expert
+            weights = expert.attention_to(h, self.subject_prompt(address))  # [B, N, T]
+            # Assigned, not appended: gradient checkpointing comes here a second time.
+            self.attention[address] = weights[rows, :, positions]
+        return super().mix(address, attention, h, prior)
+
+
+def masked_reconstruction(predicted: Tensor, noise: Tensor, subjects: Tensor) -> Tensor:
+    """Squared error where the subjects are (probability 1): predicted, noise [B, 4, h, w], subjects [B, h, w] -> [].
+
+    A record without a subject teaches nothing and counts as 0.
+    """
+    error = (predicted.float() - noise.float()).square().mean(dim=1)  # [B, h, w]
+    per_record = (error * subjects).sum(dim=(1, 2)) / subjects.sum(dim=(1, 2)).clamp(min=1e-6)
+    return per_record.mean()
+
+
+def expert_share(shares: Mapping[tuple[Address, str], Tensor], size: tuple[int, int]) -> Tensor:
+    """Mean of 1 - R0 over the routed blocks' layers, at the latent's size: [B, N] each -> [B, h, w]."""
+    routed = routed_blocks(list(dict.fromkeys(address for address, _ in shares)))
+    maps = [_as_map(share, size)[:, None] for (address, _), share in shares.items() if address in routed]
+    sized = [F.interpolate(m.float(), size, mode="bilinear", align_corners=False) for m in maps]
+    return torch.cat(sized, dim=1).mean(dim=1)
+
+
+def router_loss(share: Tensor, subjects: Tensor) -> Tensor:
+    """Eq. 10: squared share of the experts outside the subjects, summed over pixels; both [B, h, w] -> []."""
+    return ((1 - subjects) * share).square().sum(dim=(1, 2)).mean()
+
+
+def object_loss(attention: Mapping[Address, Tensor], masks: Tensor, rows: Tensor, records: int) -> Tensor:
+    """Eq. 12, FastComposer's balanced L1: mean attention outside a subject's mask minus the mean inside.
+
+    attention: [K, N] per block; masks [K, h, w] of the K bound subjects; rows [K]: whose record. Averaged
+    over blocks, over a record's subjects, then over the records that have any. -> [], 0 without subjects.
+    """
+    if not attention:
+        return masks.new_zeros(())
+    size = masks.shape[1:]
+    per_block = []
+    for weights in attention.values():
+        inside = F.interpolate(masks[:, None], layer_size(size, weights.shape[1]), mode="area").flatten(1)  # [K, N]
+        per_block.append(_mean(weights.float(), 1 - inside) - _mean(weights.float(), inside))
+    per_subject = torch.stack(per_block).mean(dim=0)  # [K]
+    totals = per_subject.new_zeros(records).index_add(0, rows, per_subject)
+    return (totals / rows.bincount(minlength=records).clamp(min=1)).mean()
+
+
+def shares_inside_outside(share: Tensor, subjects: Tensor) -> tuple[Tensor, Tensor]:
+    """The experts' mean share where the subjects are, and elsewhere; both [B, h, w]."""
+    return tuple((share * m).sum() / m.sum().clamp(min=1e-6) for m in (subjects, 1 - subjects))
+
+
+def _mean(values: Tensor, weights: Tensor) -> Tensor:
+    """Weighted mean over all but the first dimension."""
+    values, weights = values.flatten(1), weights.flatten(1)
+    return (values * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1e-6)
+
+
+def _as_map(share: Tensor, size: tuple[int, int]) -> Tensor:
+    return share.unflatten(1, layer_size(size, share.shape[1]))

@@ -1,0 +1,181 @@
+"""python -m training.train --config FILE: the finetune of a MoA. Runs under `accelerate launch` unchanged."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from torch.utils.data import DataLoader
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from moa_core.moa_file import save_moa
+from training.base import BaseError, load_base
+from training.batch import Batch, Chance, EndlessSampler, collate
+from training.checkpoint import CheckpointError, checkpoints, load_checkpoint, save_checkpoint, stop_on_signal
+from training.config import Config, ConfigError, read_config
+from training.data import SubjectDataset, TooManyBroken
+from training.finetune import Finetune, trained
+from training.pipeline import MoAPipeline
+from training.validate import draw_sheet
+
+SHOWN = 8
+"""Records of the test split on a contact sheet."""
+
+
+def train(config: Config, resume: Path | None = None) -> None:
+    """Train to the config's last step, or until SIGTERM; checkpoint and MoA file are written either way."""
+    run, optim = config.run, config.optimizer
+    accelerator = Accelerator(
+        mixed_precision="bf16" if run.precision == "bf16" else "no",
+        gradient_accumulation_steps=optim.accumulate,
+        # A batch without any subject leaves the subject prompt without a gradient.
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+    )
+    torch.manual_seed(run.seed)
+    base = load_base(config.model.base)
+    moa = base.fresh_moa(Path(config.model.image_encoder), config.model.router_hidden)
+    base.to(accelerator.device)
+    model = Finetune(base, moa, config.loss, config.model.trainable_encoder_layers)
+    if run.checkpointing:
+        base.unet.enable_gradient_checkpointing()
+    parameters = trained(model)
+    optimizer = torch.optim.AdamW(parameters.values(), lr=optim.lr, weight_decay=optim.weight_decay)
+    wrapped = accelerator.prepare(model)
+    pipeline = MoAPipeline(base, moa, model.unet)
+
+    out = Path(run.out)
+    step = load_checkpoint(resume, parameters, optimizer)["step"] if resume else 0
+    records = optim.batch * accelerator.num_processes * optim.accumulate  # in a step
+    passes = batches(config, accelerator, first=step * records)
+    shown = collate([test_set(config)[n] for n in range(min(SHOWN, len(test_set(config))))]).to(accelerator.device)
+    main = accelerator.is_main_process
+    writer = SummaryWriter(str(out / "tensorboard")) if main else None
+    bar = tqdm(initial=step, total=optim.steps, unit="step", disable=not main, mininterval=1.0)
+
+    def save() -> None:
+        if main:
+            save_checkpoint(
+                out / "checkpoints", parameters, optimizer, {"step": step, "config": config.to_dict()}, run.keep
+            )
+            save_moa(moa, out / run.file)
+
+    with stop_on_signal() as stop:
+        seconds, first = 0.0, step
+        while step < optim.steps and not _any(accelerator, bool(stop)):
+            for group in optimizer.param_groups:
+                group["lr"] = optim.lr * min(1.0, (step + 1) / max(optim.warmup, 1))
+            began = time.monotonic()
+            figures: dict[str, float] = {}
+            for batch, chance in itertools.islice(passes, optim.accumulate):
+                with accelerator.accumulate(wrapped):
+                    losses = wrapped(base.autoencoder.encode(batch.pictures, chance.encoding), batch, chance)
+                    accelerator.backward(losses["loss"])
+                for name, value in losses.items():
+                    figures[name] = figures.get(name, 0.0) + float(value.detach()) / optim.accumulate
+            figures["norm"] = float(accelerator.clip_grad_norm_(parameters.values(), optim.clip))
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            step += 1
+            seconds += time.monotonic() - began
+            figures["images/s"] = (step - first) * records / seconds
+            bar.update()
+            if main:
+                bar.set_postfix({name: f"{value:.3g}" for name, value in figures.items()}, refresh=False)
+                for name, value in figures.items():
+                    writer.add_scalar(name, value, step)
+            if step % run.save_every == 0:
+                save()
+            if main and run.validate_every and step % run.validate_every == 0:
+                draw(pipeline, shown, out / f"step-{step:08d}.png")
+    if main:
+        save()
+        writer.close()
+        bar.close()
+        print(f"{'finished' if step >= optim.steps else 'stopped'} at step {step}; MoA file: {out / run.file}")
+    accelerator.end_training()
+
+
+def batches(config: Config, accelerator: Accelerator, first: int) -> Iterator[tuple[Batch, Chance]]:
+    """Passes of this process from the first-th record of the run on, each with its records' randomness."""
+    data, optim, count = config.data, config.optimizer, accelerator.num_processes
+    records = SubjectDataset(**_reading(config), split="train", smallest_crop=data.smallest_crop)
+    sampler = EndlessSampler(len(records), optim.batch, config.run.seed, first, accelerator.process_index, count)
+    loader = DataLoader(records, batch_sampler=sampler, collate_fn=collate, num_workers=data.workers)
+    size = (data.size // 8, data.size // 8)
+    for n, batch in enumerate(loader):
+        number = first + (n * count + accelerator.process_index) * optim.batch
+        chance = Chance.of(config.run.seed, number, optim.batch, size, config.loss.timesteps, config.loss.dropped)
+        yield batch.to(accelerator.device), chance.to(accelerator.device)
+
+
+def test_set(config: Config) -> SubjectDataset:
+    return SubjectDataset(**_reading(config), split="test", augment=False)
+
+
+def _reading(config: Config) -> dict:
+    """What both splits share."""
+    from transformers import CLIPVisionConfig
+
+    data = config.data
+    return {
+        "root": data.root,
+        "size": data.size,
+        "reference_size": CLIPVisionConfig.from_pretrained(config.model.image_encoder).image_size,
+        "max_subjects": data.max_subjects,
+        "min_area": data.min_area,
+        "reference_background": data.background,
+        "seed": config.run.seed,
+    }
+
+
+def draw(pipeline: MoAPipeline, shown: Batch, path: Path) -> None:
+    """A contact sheet with the modules as in use."""
+    pipeline.moa.eval()
+    draw_sheet(pipeline, shown, path)
+    pipeline.moa.train()
+
+
+def _any(accelerator: Accelerator, flag: bool) -> bool:
+    """Whether any process says so: all must stop at the same step."""
+    if accelerator.num_processes == 1:
+        return flag
+    return bool(accelerator.reduce(torch.tensor(float(flag), device=accelerator.device)) > 0)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m training.train", description=__doc__.split(": ", 1)[1])
+    parser.add_argument("--config", type=Path, required=True, help="a YAML file: training/configs/toy.yaml, ffhq.yaml")
+    parser.add_argument("--resume", help="'latest', or the folder of a checkpoint")
+    args = parser.parse_args(argv)
+    try:
+        config = read_config(args.config)
+        train(config, find_checkpoint(Path(config.run.out) / "checkpoints", args.resume))
+    except (ConfigError, BaseError, CheckpointError, TooManyBroken, FileNotFoundError) as error:
+        print(f"{parser.prog}: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def find_checkpoint(folder: Path, resume: str | None) -> Path | None:
+    """What to go on from. Raises CheckpointError rather than start anew where a run is already."""
+    there = checkpoints(folder)
+    if resume is None:
+        if there:
+            raise CheckpointError(
+                f"{folder} holds checkpoints already: go on with --resume latest, or give another run.out"
+            )
+        return None
+    if resume == "latest" and not there:
+        raise CheckpointError(f"{folder} holds no whole checkpoint to resume from; start without --resume")
+    return there[-1] if resume == "latest" else Path(resume)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
