@@ -24,8 +24,10 @@ def add_render(commands: argparse._SubParsersAction) -> None:
     render.set_defaults(run=lambda args: render_dataset(args.out, args.count, args.seed, args.workers, args.test_share))
 
 
-def add_training(commands: argparse._SubParsersAction, name: str, text: str, train, batch: int, lr: float) -> None:
-    """A command that trains one part of the base model; torch is imported when it runs."""
+def add_training(
+    commands: argparse._SubParsersAction, name: str, text: str, train, batch: int, lr: float, **flags: str
+) -> None:
+    """A command that trains one part of the base model; torch is imported when it runs. flags: name, help."""
     command = commands.add_parser(name, help=text, description=text)
     command.add_argument("--run", type=Path, required=True, dest="folder", help="run folder, shared by all parts")
     command.add_argument("--steps", type=int, help="train up to this step")
@@ -36,6 +38,9 @@ def add_training(commands: argparse._SubParsersAction, name: str, text: str, tra
     command.add_argument("--lr", type=float, default=lr, help="learning rate (default %(default)s)")
     command.add_argument("--scenes", type=int, default=20_000, help="pictures rendered once (default %(default)s)")
     command.add_argument("--workers", type=int, default=1, help="processes that render them (default %(default)s)")
+
+    for flag, meaning in flags.items():
+        command.add_argument(f"--{flag.replace('_', '-')}", action="store_true", help=meaning)
 
     def run(args: argparse.Namespace) -> None:
         from .pretrain import Plan
@@ -51,7 +56,8 @@ def add_training(commands: argparse._SubParsersAction, name: str, text: str, tra
                 args.lr,
                 args.scenes,
                 args.workers,
-            )
+            ),
+            **{flag: getattr(args, flag) for flag in flags},
         )
 
     command.set_defaults(run=run)
@@ -98,7 +104,15 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m training.toy", description="The toy world.")
     commands = parser.add_subparsers(dest="command", required=True)
     add_render(commands)
-    add_training(commands, "vae", "train the base model's autoencoder", _vae, batch=8, lr=1e-3)
+    add_training(
+        commands,
+        "vae",
+        "train the base model's autoencoder",
+        _vae,
+        batch=8,
+        lr=2e-3,
+        decoder_only="leave the encoder as it is",
+    )
     add_training(commands, "unet", "train the base model's text encoder and U-Net", _unet, batch=16, lr=5e-4)
     add_assemble(commands)
     add_training(commands, "readout", "train the judges of training.toy.measure", _readout, batch=48, lr=2e-3)

@@ -84,7 +84,7 @@ class Trainee:
         self.name, self.plan, self.step, self.seconds = name, plan, 0, 0.0
         self.model = model.to(device())
         self.average = {k: v.detach().clone() for k, v in model.state_dict().items() if v.is_floating_point()}
-        self.optimizer = torch.optim.AdamW(model.parameters(), lr=plan.lr, betas=(0.9, 0.99), weight_decay=0.0)
+        self.optimizer = torch.optim.AdamW(model.parameters(), plan.lr, (0.9, 0.99), weight_decay=0.0, fused=True)
         if plan.resume:
             self._load()
         elif self.path.exists():
@@ -126,8 +126,8 @@ class Trainee:
             value.copy_(tensors[f"average.{name}"])
         for name, parameter in self.model.named_parameters():
             for key in ("step", "exp_avg", "exp_avg_sq"):
-                value = tensors[f"optimizer.{key}.{name}"]
-                if key != "step":  # AdamW keeps its count on the CPU, and moments in the parameter's layout
+                value = tensors[f"optimizer.{key}.{name}"].to(parameter.device)
+                if key != "step":  # AdamW keeps its moments in the parameter's layout
                     value = torch.empty_like(parameter).copy_(value)
                 self.optimizer.state[parameter][key] = value
 

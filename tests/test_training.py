@@ -1,0 +1,289 @@
+"""The finetune: losses against hand-computed cases, learning, resuming, configuration."""
+
+import dataclasses
+import json
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+
+from moa_core import toy_shape
+from moa_core.address import Address
+from moa_core.moa_file import load_moa
+from training.base import load_base
+from training.batch import Chance, EndlessSampler, collate
+from training.config import Config, ConfigError, Data, Loss, Model, Optimizer, Run, read_config
+from training.data import SubjectDataset
+from training.finetune import Finetune, trained
+from training.losses import expert_share, masked_reconstruction, object_loss, router_loss
+from training.toy.dataset import render_dataset
+from training.train import main, train
+
+PACK = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory, toy_base) -> Path:
+    """A folder with an untrained base, an untrained image encoder and a few records."""
+    folder = tmp_path_factory.mktemp("toy")
+    toy_base.save(folder / "base.safetensors", torch.float32)
+    torch.manual_seed(0)
+    CLIPVisionModelWithProjection(CLIPVisionConfig(**toy_shape.IMAGE_ENCODER)).save_pretrained(folder / "encoder")
+    render_dataset(folder / "data", 24, seed=0, test_share=0.1)
+    return folder
+
+
+def config(toy: Path, out: Path, steps: int = 4, **others) -> Config:
+    optimizer = {"lr": 1e-3, "batch": 2, "steps": steps}
+    return Config(
+        Model(str(toy / "base.safetensors"), str(toy / "encoder")),
+        Data(str(toy / "data"), size=128, max_subjects=2, smallest_crop=0.9, workers=0),
+        Run(str(out), precision="float32", validate_every=0, save_every=100),
+        Loss(),
+        Optimizer(**optimizer | others),
+    )
+
+
+# Losses
+
+
+def test_reconstruction_counts_subjects_alone_and_every_record_alike():
+    predicted, noise = torch.zeros(2, 4, 2, 2), torch.zeros(2, 4, 2, 2)
+    predicted[0, :, 0, 0], predicted[0, :, 1, 1] = 2.0, 9.0  # squared 4 on the subject, 81 beside it
+    predicted[1] = 1.0
+    subjects = torch.tensor([[[1.0, 0.0], [0.5, 0.0]], [[1.0, 1.0], [1.0, 1.0]]])
+    # First record: (1 * 4 + 0.5 * 0) / 1.5; second: 1.
+    assert masked_reconstruction(predicted, noise, subjects) == pytest.approx((4 / 1.5 + 1) / 2)
+
+
+def test_a_record_without_a_subject_teaches_nothing():
+    predicted = torch.ones(1, 4, 2, 2, requires_grad=True)
+    loss = masked_reconstruction(predicted, torch.zeros(1, 4, 2, 2), torch.zeros(1, 2, 2))
+    loss.backward()
+    assert loss == 0 and predicted.grad.abs().max() == 0
+
+
+def test_router_loss_is_the_squared_share_outside_summed_over_pixels():
+    share = torch.tensor([[[0.5, 0.2], [0.1, 1.0]]])
+    subjects = torch.tensor([[[1.0, 0.0], [0.0, 0.5]]])
+    assert router_loss(share, subjects) == pytest.approx(0.2**2 + 0.1**2 + 0.5**2)
+
+
+def test_the_share_leaves_out_the_first_two_and_last_three_blocks():
+    blocks = [Address("input", n, 0) for n in range(7)]
+    shares = {(block, kind): torch.full((1, 4), 1.0) for block in blocks for kind in ("attn1", "attn2")}
+    shares[blocks[2], "attn1"] = torch.tensor([[0.0, 0.4, 0.4, 0.4]])
+    shares[blocks[3], "attn2"] = torch.zeros(1, 1)  # a layer of half the size
+    expected = torch.tensor([[[2.0, 2.4], [2.4, 2.4]]]) / 4
+    torch.testing.assert_close(expert_share(shares, (2, 2)), expected)
+
+
+def test_object_loss_rewards_attention_on_the_own_mask():
+    # Two subjects in the first record, none in the second, one in the third; 2x2 pixels, one block.
+    masks = torch.tensor([[[1.0, 0.0], [0.0, 0.0]], [[0.0, 1.0], [0.0, 1.0]], [[1.0, 1.0], [0.0, 0.0]]])
+    attention = {
+        Address("middle", 0, 0): torch.tensor([[0.9, 0.3, 0.0, 0.0], [0.2, 0.6, 0.2, 0.6], [0.0, 0.0, 0.5, 0.5]])
+    }
+    # Outside minus inside: 0.1 - 0.9; 0.2 - 0.6; 0.5 - 0.
+    expected = ((-0.8 - 0.4) / 2 + 0.0 + 0.5) / 3
+    assert object_loss(attention, masks, torch.tensor([0, 0, 2]), 3) == pytest.approx(expected)
+    assert object_loss({}, masks[:0], torch.tensor([], dtype=torch.long), 3) == 0
+
+
+# Learning
+
+
+class Learner:
+    """One batch and its randomness, the same at every step."""
+
+    def __init__(self, toy: Path, count: int, checkpointing: bool = False, people: int | None = None):
+        self.base = load_base(toy / "base.safetensors")
+        self.moa = self.base.fresh_moa(toy / "encoder", 64)
+        self.model = Finetune(self.base, self.moa, Loss(router=2e-4, object=0.1), 2)
+        if checkpointing:
+            self.base.unet.enable_gradient_checkpointing()
+            self.base.unet.train()
+        records = SubjectDataset(toy / "data", "all", max_subjects=2, augment=False)
+        items = (records[n] for n in range(len(records)))
+        chosen = [item for item in items if people in (None, int(item["valid"].sum()))][:count]
+        self.batch = collate(chosen)
+        self.chance = Chance.of(0, 0, count, (16, 16), 800, 0.0)
+        self.chance.timestep[:] = 500
+        self.latents = self.base.autoencoder.encode(self.batch.pictures)
+
+    def losses(self, batch=None) -> dict[str, torch.Tensor]:
+        return self.model(self.latents, batch or self.batch, self.chance)
+
+    def learn(self, steps: int, lr: float = 2e-3) -> None:
+        optimizer = torch.optim.Adam(trained(self.model).values(), lr)
+        for _ in range(steps):
+            optimizer.zero_grad()
+            self.losses()["loss"].backward()
+            optimizer.step()
+
+
+def test_one_record_is_learnt_by_heart_and_only_with_its_own_people(toy):
+    learner = Learner(toy, 1, people=2)
+    before = {name: p.clone() for name, p in learner.model.named_parameters()}
+    start = float(learner.losses()["reconstruction"])
+    learner.learn(150)
+    end = float(learner.losses()["reconstruction"])
+    exchanged = dataclasses.replace(learner.batch, references=learner.batch.references.flip(1))
+    other = float(learner.losses(exchanged)["reconstruction"])
+    print(f"masked loss {start:.4f} -> {end:.4f}; with the references exchanged {other:.4f}")
+    assert end < start / 10
+    assert other > 1.5 * end
+    changed = {name for name, p in learner.model.named_parameters() if not torch.equal(p, before[name])}
+    assert changed == set(trained(learner.model))
+    assert not any(name.startswith(("unet.unet.", "text_encoder.")) for name in changed)
+    assert any(name.startswith("image_encoder.") for name in changed)
+
+
+def test_gradient_checkpointing_changes_no_gradient(toy):
+    gradients = []
+    for checkpointing in (False, True):
+        learner = Learner(toy, 2, checkpointing)
+        losses = learner.losses()
+        losses["loss"].backward()
+        gradients.append({n: p.grad for n, p in trained(learner.model).items()} | {"loss": losses["loss"].detach()})
+    torch.testing.assert_close(gradients[0], gradients[1], atol=1e-6, rtol=1e-4)
+
+
+def test_a_dropped_caption_binds_nobody(toy):
+    learner = Learner(toy, 2)
+    learner.chance.dropped[:] = True
+    losses = learner.losses()
+    other = dataclasses.replace(learner.batch, references=torch.randn_like(learner.batch.references))
+    assert losses["object"] == 0 and torch.equal(losses["loss"], learner.losses(other)["loss"])
+
+
+# Order and randomness
+
+
+@given(
+    records=st.integers(1, 9),
+    batch=st.integers(1, 4),
+    processes=st.integers(1, 3),
+    first=st.integers(0, 20),
+)
+def test_the_order_of_records_does_not_depend_on_the_processes(records, batch, processes, first):
+    def take(count: int, size: int, passes: int) -> list:
+        samplers = [iter(EndlessSampler(records, size, 7, first, process, count)) for process in range(count)]
+        return [key for _ in range(passes) for sampler in samplers for key in next(sampler)]
+
+    together = take(processes, batch, 3)
+    assert together == take(1, batch * processes, 3)
+    assert together == [next(iter(EndlessSampler(records, 1, 7, first + n)))[0] for n in range(len(together))]
+    assert all(0 <= index < records for _, index in together)
+
+
+def test_chance_belongs_to_the_record_and_keeps_its_bounds():
+    whole = Chance.of(3, 40, 200, (2, 2), 800, 0.1)
+    part = Chance.of(3, 41, 2, (2, 2), 800, 0.1)
+    assert torch.equal(whole.noise[1:3], part.noise) and torch.equal(whole.timestep[1:3], part.timestep)
+    assert whole.timestep.min() >= 0 and whole.timestep.max() < 800 and whole.timestep.float().std() > 150
+    assert 5 <= int(whole.dropped.sum()) <= 40
+
+
+# Runs
+
+
+def test_a_resumed_run_is_the_run_that_was_never_stopped(toy, tmp_path):
+    train(config(toy, tmp_path / "whole", 4, accumulate=2))
+    train(config(toy, tmp_path / "parts", 2, accumulate=2))
+    train(config(toy, tmp_path / "parts", 4, accumulate=2), tmp_path / "parts/checkpoints/step-00000002")
+    for file in ("parameters", "optimizer"):
+        whole, parts = (
+            load_file(tmp_path / f"{n}/checkpoints/step-00000004/{file}.safetensors") for n in ("whole", "parts")
+        )
+        assert whole.keys() == parts.keys() and all(torch.equal(whole[k], parts[k]) for k in whole)
+    assert load_moa(tmp_path / "whole/moa.safetensors").config.base == toy_shape.BASE
+
+
+def test_sigterm_saves_what_resume_latest_goes_on_from(toy, tmp_path, capsys):
+    settings = tmp_path / "run.yaml"
+    settings.write_text(json.dumps(config(toy, tmp_path / "run", 10_000).to_dict()))  # JSON is YAML
+    command = [sys.executable, "-m", "training.train", "--config", str(settings)]
+    process = subprocess.Popen(command, cwd=PACK, stderr=subprocess.PIPE, text=True)
+    seen = ""
+    while not re.search(r"[1-9]\d*/10000", seen):
+        assert process.poll() is None, seen
+        seen += process.stderr.read(1)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=120)
+    assert process.returncode == 0
+    state = json.loads(next((tmp_path / "run/checkpoints").glob("step-*/state.json")).read_text())
+    assert state["step"] >= 1 and load_moa(tmp_path / "run/moa.safetensors")
+    assert main(["--config", str(settings)]) == 2 and "--resume latest" in capsys.readouterr().err
+    again = json.loads(settings.read_text())
+    again["optimizer"]["steps"] = state["step"] + 1
+    settings.write_text(json.dumps(again))
+    assert main(["--config", str(settings), "--resume", "latest"]) == 0
+    assert f"finished at step {state['step'] + 1}" in capsys.readouterr().out
+
+
+def test_a_contact_sheet_is_drawn(toy, tmp_path):
+    settings = config(toy, tmp_path, 1)
+    train(dataclasses.replace(settings, run=dataclasses.replace(settings.run, validate_every=1)))
+    from PIL import Image
+
+    sheet = Image.open(tmp_path / "step-00000001.png")
+    assert sheet.height == 6 * 130 + 2 and (sheet.width - 2) % 130 == 0
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda c: c["optimizer"].update(learning_rat=1), "section 'optimizer' has the unknown key 'learning_rat'"),
+        (lambda c: c["loss"].update(droped=0.1), "'droped'; did you mean 'dropped'?"),
+        (lambda c: c["optimizer"].update(lr="fast"), "optimizer.lr must be a number, found 'fast'"),
+        (lambda c: c["optimizer"].update(steps=1.5), "optimizer.steps must be a whole number, found 1.5"),
+        (lambda c: c["run"].update(precision="fp8"), "run.precision must be one of float32, bf16, found 'fp8'"),
+        (lambda c: c["model"].pop("base"), "section 'model' lacks base"),
+        (lambda c: c.update(data=[1]), r"section 'data' must hold keys and values, found \[1\]"),
+        (lambda c: c["loss"].update(router=-1), "loss.router must not be negative"),
+    ],
+)
+def test_a_wrong_configuration_is_refused_in_a_sentence(toy, tmp_path, change, message):
+    content = config(toy, tmp_path).to_dict()
+    change(content)
+    path = tmp_path / "bad.yaml"
+    path.write_text(json.dumps(content))
+    with pytest.raises(ConfigError, match=message):
+        read_config(path)
+
+
+def test_the_shipped_configurations_are_whole_and_the_papers():
+    assert read_config(PACK / "training/configs/toy.yaml").run.file == "moa-toy.safetensors"
+    paper = read_config(PACK / "training/configs/ffhq.yaml")
+    assert paper.loss == Loss(router=1e-4, object=1e-4, dropped=0.1, timesteps=800)
+    assert (paper.optimizer.lr, paper.optimizer.batch, paper.optimizer.steps) == (5e-5, 32, 40_000)
+
+
+@pytest.mark.parametrize("section, key", [("model", "base"), ("model", "image_encoder"), ("data", "root")])
+def test_missing_files_are_named(toy, tmp_path, capsys, section, key):
+    content = config(toy, tmp_path).to_dict()
+    content[section][key] = str(tmp_path / "nowhere")
+    (tmp_path / "run.yaml").write_text(json.dumps(content))
+    assert main(["--config", str(tmp_path / "run.yaml")]) == 2
+    assert "nowhere" in capsys.readouterr().err
+
+
+def test_a_checkpoint_of_another_configuration_is_refused(toy, tmp_path, capsys):
+    train(config(toy, tmp_path / "run", 1))
+    content = config(toy, tmp_path / "run", 2).to_dict()
+    content["model"]["router_hidden"] = 8
+    (tmp_path / "run.yaml").write_text(json.dumps(content))
+    assert main(["--config", str(tmp_path / "run.yaml"), "--resume", "latest"]) == 2
+    assert "made with another configuration" in capsys.readouterr().err
