@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -28,6 +30,7 @@ from training.toy.dataset import render_dataset
 from training.train import main, train
 
 PACK = Path(__file__).parent.parent
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(PACK)}
 
 
 @pytest.fixture(scope="module")
@@ -287,3 +290,36 @@ def test_a_checkpoint_of_another_configuration_is_refused(toy, tmp_path, capsys)
     (tmp_path / "run.yaml").write_text(json.dumps(content))
     assert main(["--config", str(tmp_path / "run.yaml"), "--resume", "latest"]) == 2
     assert "made with another configuration" in capsys.readouterr().err
+
+
+# The real size
+
+
+def test_a_step_at_the_size_of_sd15(tmp_path):
+    """Random weights; the peak memory is printed."""
+    subprocess.run([sys.executable, PACK / "tests/sd15_folder.py", tmp_path], check=True, cwd=PACK, env=ENVIRONMENT)
+    render_dataset(tmp_path / "data", 4, seed=0, test_share=0.5)
+    content = Config(
+        Model(str(tmp_path / "sd15"), str(tmp_path / "clip")),
+        Data(str(tmp_path / "data"), size=512, workers=0),
+        Run(str(tmp_path / "run"), precision="float32", checkpointing=True, validate_every=0),
+        Loss(),
+        Optimizer(batch=1, steps=1),
+    )
+    (tmp_path / "sd15.yaml").write_text(json.dumps(content.to_dict()))
+    try:
+        command = [sys.executable, "-m", "training.train", "--config", tmp_path / "sd15.yaml"]
+        process = subprocess.Popen(command, cwd=PACK, stderr=subprocess.PIPE, text=True)
+        progress = process.stderr.read()
+        _, status, usage = os.wait4(process.pid, 0)
+        assert status == 0, progress[-3000:]
+        print(f"peak memory {usage.ru_maxrss / 2**20:.1f} GiB; {progress.splitlines()[-1]}")
+        moa = load_moa(tmp_path / "run/moa.safetensors")
+        assert moa.config.base == "SD 1.5" and len(moa.config.blocks) == 16
+        moments = load_file(next(tmp_path.glob("run/checkpoints/step-*/optimizer.safetensors")))
+        first = {name: float(value.abs().max()) for name, value in moments.items() if name.startswith("exp_avg.")}
+        # What is computed from the routers' neutral start reaches every expert's output; the rest follows from there.
+        experts = [value for name, value in first.items() if "expert.to_out" in name]
+        assert len(experts) == 64 and min(experts) > 0
+    finally:
+        shutil.rmtree(tmp_path / "sd15")

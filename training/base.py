@@ -61,7 +61,9 @@ class Base:
                 f"model.image_encoder: {image_encoder} holds no config.json; expected the folder of a transformers "
                 "CLIP vision model (for the toy world: python -m training.toy encoder)"
             )
-        encoder = CLIPVisionModelWithProjection.from_pretrained(image_encoder, local_files_only=True)
+        encoder = CLIPVisionModelWithProjection.from_pretrained(
+            image_encoder, dtype=torch.float32, local_files_only=True
+        )
         config = MoAConfig.for_unet(
             self.unet.state_dict(),
             base=self.family,
@@ -99,9 +101,10 @@ def load_base(path: str | Path) -> Base:
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextModel
 
+    local = {"local_files_only": True}
     return Base(
-        UNet2DConditionModel.from_pretrained(path, subfolder="unet", local_files_only=True),
-        CLIPTextModel.from_pretrained(path, subfolder="text_encoder", local_files_only=True),
-        KLAutoencoder(AutoencoderKL.from_pretrained(path, subfolder="vae", local_files_only=True)),
+        UNet2DConditionModel.from_pretrained(path, subfolder="unet", torch_dtype=torch.float32, **local),
+        CLIPTextModel.from_pretrained(path, subfolder="text_encoder", dtype=torch.float32, **local),
+        KLAutoencoder(AutoencoderKL.from_pretrained(path, subfolder="vae", torch_dtype=torch.float32, **local)),
         "SD 1.5",
     )
