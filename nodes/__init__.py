@@ -1,22 +1,30 @@
-"""ComfyUI's side: the five nodes and what they need of the host. The only code that imports comfy."""
+"""ComfyUI's side: the nodes and what they need of the host. The only code that imports comfy."""
 
 from comfy_api.latest import ComfyExtension, io
 
-from .folders import add_moa_folder
+from .folders import add_model_folders
 from .loader import MoALoader
 from .patch_model import MoAPatchModel
 from .router_visualizer import MoARouterVisualizer
 from .subject_encoder import MoASubjectEncoder
 from .subject_interpolate import MoASubjectInterpolate
 from .toy_family import register_toy_family
+from .toy_subject import MoAToySubject
 
-add_moa_folder()
+add_model_folders()
 register_toy_family()
 
 
 class MoAExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [MoALoader, MoASubjectEncoder, MoAPatchModel, MoARouterVisualizer, MoASubjectInterpolate]
+        return [
+            MoALoader,
+            MoASubjectEncoder,
+            MoAPatchModel,
+            MoARouterVisualizer,
+            MoASubjectInterpolate,
+            MoAToySubject,
+        ]
 
 
 async def comfy_entrypoint() -> MoAExtension:

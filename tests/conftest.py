@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from browser import find_browser
 from hypothesis import HealthCheck, settings
 
 from training.comfyui import find_comfyui, version
@@ -20,6 +21,10 @@ def pytest_collection_modifyitems(items):
         for item in items:
             if HOST_TESTS in item.path.parents:
                 item.add_marker(pytest.mark.skip(reason="no ComfyUI found"))
+    elif find_browser() is None:
+        for item in items:
+            if item.path.name == "test_browser.py":
+                item.add_marker(pytest.mark.skip(reason="no Chromium found"))
 
 
 def pytest_terminal_summary(terminalreporter):
@@ -32,6 +37,12 @@ def pytest_terminal_summary(terminalreporter):
             bold=True,
         )
     else:
+        if find_browser() is None:
+            terminalreporter.write_line(
+                "BROWSER TESTS SKIPPED: no Chromium or Chrome on the PATH; the frontend was not tried",
+                red=True,
+                bold=True,
+            )
         terminalreporter.write_line(f"host tests passed: {len(reports)}, on ComfyUI {version(host)} ({host})")
 
 

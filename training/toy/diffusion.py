@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -53,11 +54,13 @@ def diffusion_loss(model: nn.Module, latents: Tensor, ids: Tensor, timestep: Ten
 def encoded(plan: Plan) -> tuple[Tensor, Tensor]:
     """Latents [N, 4, h, w] and token ids [N, 77] of the rendered scenes, kept in the run folder.
 
-    Made again when the autoencoder or the scenes are others.
+    Made again when the encoder or the scenes are others; the decoder may learn on.
     """
     pictures = rendered(plan, toy_shape.IMAGE_SIZE)
     vae = NarrowVAE().eval()
-    source = json.dumps([read_average(plan.run / "vae.safetensors", vae), *pictures.recipe.values()])
+    read_average(plan.run / "vae.safetensors", vae)
+    weights = b"".join(weight.numpy().tobytes() for weight in vae.encoder.state_dict().values())
+    source = json.dumps([hashlib.sha256(weights).hexdigest(), *pictures.recipe.values()])
     path = plan.run / "latents.safetensors"
     if not path.exists() or _source(path) != source:
         _write_latents(path, vae.to(device()), pictures, source)

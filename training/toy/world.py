@@ -152,6 +152,11 @@ def sample_identity(rng: np.random.Generator, word: str, age: str, held_out: boo
             return identity
 
 
+def someone(seed: int, word: str) -> Identity:
+    """An adult who goes by that word, from the held-out identities: nobody that a model was trained on."""
+    return sample_identity(np.random.default_rng([seed, WORDS.index(word)]), word, "adult", held_out=True)
+
+
 def sample_clothes(rng: np.random.Generator) -> Clothes:
     top, bottom = rng.permutation(CLOTH_COLOURS)[:2]
     return Clothes(str(top), str(bottom), _pick(rng, PATTERNS), _chance(rng, 0.5))
