@@ -1,138 +1,167 @@
-"""`make demo`: two people from reference pictures in one scene, through a real ComfyUI where there is one.
+"""`make demo`: what MoA does, on one sheet, with the toy models that come with the pack.
 
-Without a ComfyUI the same goes through the diffusers pipeline.
+Through a real ComfyUI where there is one, through the diffusers pipeline otherwise; the pictures are the same.
 """
 
 from __future__ import annotations
 
 import io
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 
-from moa_core.moa_file import load_moa, save_moa
+from moa_core.moa_file import load_moa
+from moa_core.subject import Subject, interpolate
 from training.base import load_base
 from training.comfyui import PACK, Server, find_comfyui, make_base_directory, version
 from training.pipeline import MoAPipeline
-from training.toy.base import ToyBase
 from training.toy.draw import draw_person
-from training.toy.world import sample_identity
+from training.toy.world import someone
 
 OUTPUT = PACK / "output"
 CHECKPOINT, MOA = "moa-toy-base.safetensors", "moa-toy.safetensors"
-PROMPT, NEGATIVE = "a man waving and a woman holding flowers on a beach", ""
-WORDS = ("man", "woman")
-STEPS, CFG, SEED = 12, 4.0, 7
+STEPS, CFG = 20, 4.0
+FRAMES = 6
 
 
-def main() -> None:
-    base = make_base_directory(OUTPUT / "comfyui")
-    references = make_references(base / "input")
-    make_models(base / "models")
-    comfyui = find_comfyui()
-    if comfyui is None:
-        print("No ComfyUI found: sampling through the diffusers pipeline.")
-        pictures = through_diffusers(base, references)
-    else:
-        print(f"Sampling in ComfyUI {version(comfyui)} ({comfyui}).")
-        pictures = through_comfyui(comfyui, base, references)
-    named = [(path.stem, Image.open(path)) for path in references] + list(pictures.items())
-    for name, picture in pictures.items():
-        picture.save(OUTPUT / f"{name}.png")
-    contact_sheet(named).save(OUTPUT / "contact_sheet.png")
-    print("The toy weights are not trained yet: the pictures show noise. What runs is the whole way to them.")
-    print(f"Pictures and contact sheet: {OUTPUT}")
+@dataclass(frozen=True)
+class Who:
+    """A reference person, as Toy Subject draws them."""
+
+    seed: int
+    word: str
+
+    def picture(self) -> tuple[Image.Image, np.ndarray]:
+        """The reference and the person's mask."""
+        return draw_person(someone(self.seed, self.word), self.word)
 
 
-def make_references(folder: Path) -> list[Path]:
-    """One cut-out person for each word."""
-    paths = []
-    for number, word in enumerate(WORDS):
-        picture, mask = draw_person(sample_identity(np.random.default_rng(number), word, "adult"), word)
-        picture.putalpha(Image.fromarray(mask.astype(np.uint8) * 255))
-        paths.append(folder / f"{word}.png")
-        picture.save(paths[-1])
-    return paths
+@dataclass(frozen=True)
+class Shot:
+    """One sampling. people bind to their words; strength 0 is the prior; morph: the one person becomes another."""
+
+    prompt: str
+    seed: int
+    people: tuple[Who, ...]
+    strength: float = 1.0
+    morph: Who | None = None
+
+    @property
+    def frames(self) -> int:
+        return FRAMES if self.morph else 1
 
 
-def make_models(folder: Path) -> None:
-    """An untrained toy base and a fresh MoA for it."""
-    base = ToyBase.random(0)
-    base.save(folder / "checkpoints" / CHECKPOINT)
-    save_moa(base.fresh_moa(), folder / "moa" / MOA)
+A, B, W = Who(3, "man"), Who(11, "man"), Who(5, "woman")
+ALONE = ("a portrait of a man waving on a beach", 1)
+PRIOR, WITH_A, WITH_B = Shot(*ALONE, (A,), 0.0), Shot(*ALONE, (A,)), Shot(*ALONE, (B,))
+TOGETHER = Shot("a portrait of a man standing and a woman holding flowers in a forest", 3, (A, W))
+MORPH = Shot(*ALONE, (A,), morph=B)
 
 
-def through_comfyui(comfyui: Path, base: Path, references: list[Path]) -> dict[str, Image.Image]:
-    with Server(comfyui, base) as server:
-        entry = server.queue(
-            graph(CHECKPOINT, MOA, [(path.name, word) for path, word in zip(references, WORDS, strict=True)])
-        )
-        return {
-            "moa": Image.open(io.BytesIO(server.pictures(entry, "save")[0])),
-            "router": Image.open(io.BytesIO(server.pictures(entry, "maps")[0])),
-        }
+class Painter(Protocol):
+    """A host that samples: pictures [H, W, 3] uint8, and where the routers put the subjects."""
+
+    def paint(self, shot: Shot) -> tuple[list[np.ndarray], Image.Image]: ...
 
 
-def through_diffusers(base: Path, references: list[Path]) -> dict[str, Image.Image]:
-    moa = load_moa(base / "models/moa" / MOA)
-    pipeline = MoAPipeline(load_base(base / "models/checkpoints" / CHECKPOINT), moa)
-    subjects = []
-    for path, word in zip(references, WORDS, strict=True):
-        pixels = torch.from_numpy(np.asarray(Image.open(path), dtype=np.float32) / 255)[None]  # [1, H, W, 4]
-        subjects.append(pipeline.encode_subject(pixels[..., :3], word, pixels[..., 3]))
-    pictures, trace = pipeline(PROMPT, subjects, NEGATIVE, steps=STEPS, cfg=CFG, seed=SEED)
-    area = Image.fromarray((trace.subject_area()[0].numpy() * 255).astype(np.uint8))
-    return {"moa": to_image(pictures[0]), "router": area.resize((128, 128)).convert("RGB")}
+class DiffusersPainter:
+    def __init__(self, models: Path):
+        base = load_base(models / "checkpoints" / CHECKPOINT)
+        self.pipeline = MoAPipeline(base, load_moa(models / "moa" / MOA))
+
+    def subject(self, who: Who) -> Subject:
+        picture, mask = who.picture()
+        pixels = torch.from_numpy(np.array(picture)).float()[None] / 255
+        return self.pipeline.encode_subject(pixels, who.word, torch.from_numpy(mask).float()[None])
+
+    def paint(self, shot: Shot) -> tuple[list[np.ndarray], Image.Image]:
+        subjects = [self.subject(who) for who in shot.people]
+        if shot.morph:
+            subjects = [interpolate(subjects[0], self.subject(shot.morph), 0.5, FRAMES)]
+        options = {"steps": STEPS, "cfg": CFG, "sampler": "euler", "strength": shot.strength, "batch": shot.frames}
+        pictures, trace = self.pipeline(shot.prompt, subjects, seed=shot.seed, **options)
+        pixels = [(p.numpy() * 255).astype(np.uint8) for p in pictures]
+        area = trace.subject_area()[:1, None] if trace else torch.zeros(1, 1, *pixels[0].shape[:2])
+        large = F.interpolate(area, pixels[0].shape[:2], mode="bicubic")[0, 0].clamp(0, 1)
+        return pixels, Image.fromarray((large.numpy() * 255).astype(np.uint8)).convert("RGB")
 
 
-def graph(
-    checkpoint: str, moa: str, people: list[tuple[str, str]], prompt: str = PROMPT, seed: int = SEED
-) -> dict[str, Any]:
-    """The API workflow: people are (file in the input folder, cut out by its alpha; word)."""
-    nodes: dict[str, Any] = {
-        "base": _node("CheckpointLoaderSimple", ckpt_name=checkpoint),
-        "moa": _node("MoALoader", moa_name=moa),
+class ComfyUIPainter:
+    def __init__(self, server: Server):
+        self.server = server
+
+    def paint(self, shot: Shot) -> tuple[list[np.ndarray], Image.Image]:
+        entry = self.server.queue(graph(shot))
+        pictures = [Image.open(io.BytesIO(png)) for png in self.server.pictures(entry, "save")]
+        maps = self.server.pictures(entry, "maps")[0] if shot.strength else None
+        return [np.asarray(p) for p in pictures], Image.open(io.BytesIO(maps)) if maps else pictures[0]
+
+
+def graph(shot: Shot) -> dict[str, Any]:
+    """The shot as an API workflow."""
+    nodes = {
+        "base": _node("CheckpointLoaderSimple", ckpt_name=CHECKPOINT),
+        "moa": _node("MoALoader", moa_name=MOA),
         "patch": _node(
             "MoAPatchModel",
             model=["base", 0],
             clip=["base", 1],
             moa=["moa", 0],
-            strength=1.0,
+            strength=shot.strength,
             start_percent=0.0,
             end_percent=1.0,
             routing="sparse",
         ),
-        "positive": _node("CLIPTextEncode", clip=["patch", 1], text=prompt),
-        "negative": _node("CLIPTextEncode", clip=["patch", 1], text=NEGATIVE),
-        "latent": _node("EmptyLatentImage", width=128, height=128, batch_size=1),
+        "positive": _node("CLIPTextEncode", clip=["patch", 1], text=shot.prompt),
+        "negative": _node("CLIPTextEncode", clip=["patch", 1], text=""),
+        "latent": _node("EmptyLatentImage", width=128, height=128, batch_size=shot.frames),
         "sample": _node(
             "KSampler",
             model=["patch", 0],
             positive=["positive", 0],
             negative=["negative", 0],
             latent_image=["latent", 0],
-            seed=seed,
+            seed=shot.seed,
             steps=STEPS,
             cfg=CFG,
-            sampler_name="uni_pc",
-            scheduler="normal",
+            sampler_name="euler",
+            scheduler="simple",
             denoise=1.0,
         ),
         "decode": _node("VAEDecode", samples=["sample", 0], vae=["base", 2]),
         "save": _node("SaveImage", images=["decode", 0], filename_prefix="moa"),
-        "visualize": _node("MoARouterVisualizer", model=["patch", 0], samples=["sample", 0], image=["decode", 0]),
-        "maps": _node("PreviewImage", images=["visualize", 0]),
     }
-    for number, (file, word) in enumerate(people):
-        nodes[f"image{number}"] = _node("LoadImage", image=file)
-        nodes[f"mask{number}"] = _node("InvertMask", mask=[f"image{number}", 1])  # LoadImage's mask is the background
-        nodes[f"subject{number}"] = _node(
-            "MoASubjectEncoder", moa=["moa", 0], image=[f"image{number}", 0], word=word, mask=[f"mask{number}", 0]
+    everyone = [*shot.people, *([shot.morph] if shot.morph else [])]
+    for n, who in enumerate(everyone):
+        nodes[f"toy{n}"] = _node("MoAToySubject", seed=who.seed, pose="standing", word=who.word)
+        nodes[f"subject{n}"] = _node(
+            "MoASubjectEncoder", moa=["moa", 0], image=[f"toy{n}", 0], word=who.word, mask=[f"toy{n}", 1]
         )
-        nodes["patch"]["inputs"][f"subjects.subject{number}"] = [f"subject{number}", 0]
+    bound = [f"subject{n}" for n in range(len(shot.people))]
+    if shot.morph:
+        nodes["morph"] = _node(
+            "MoASubjectInterpolate",
+            subject_a=["subject0", 0],
+            subject_b=["subject1", 0],
+            amount=0.5,
+            frames=FRAMES,
+            method="linear",
+        )
+        bound = ["morph"]
+    for n, subject in enumerate(bound):
+        nodes["patch"]["inputs"][f"subjects.subject{n}"] = [subject, 0]
+    if shot.strength:  # the prior has no routers to look at
+        nodes["visualize"] = _node(
+            "MoARouterVisualizer", model=["patch", 0], samples=["sample", 0], image=["decode", 0]
+        )
+        nodes["maps"] = _node("PreviewImage", images=["visualize", 0])
     return nodes
 
 
@@ -140,20 +169,61 @@ def _node(class_type: str, **inputs: Any) -> dict[str, Any]:
     return {"class_type": class_type, "inputs": inputs}
 
 
-def to_image(picture: torch.Tensor) -> Image.Image:
-    """[H, W, 3] in 0..1."""
-    return Image.fromarray((picture.numpy() * 255).round().astype(np.uint8))
+def main() -> None:
+    OUTPUT.mkdir(exist_ok=True)
+    comfyui = find_comfyui()
+    if comfyui is None:
+        print("No ComfyUI found: sampling through the diffusers pipeline.")
+        sheet = draw_sheet(DiffusersPainter(PACK / "models"))
+    else:
+        print(f"Sampling in ComfyUI {version(comfyui)} ({comfyui}).")
+        with Server(comfyui, make_base_directory(OUTPUT / "comfyui")) as server:
+            sheet = draw_sheet(ComfyUIPainter(server))
+    sheet.save(OUTPUT / "contact_sheet.png")
+    print(f"Contact sheet: {OUTPUT / 'contact_sheet.png'}")
 
 
-def contact_sheet(named: list[tuple[str, Image.Image]], side: int = 384) -> Image.Image:
-    """Pictures side by side, each with its name."""
-    sheet = Image.new("RGB", (side * len(named), side + 28), "white")
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(18)
-    for column, (name, picture) in enumerate(named):
-        draw.text((column * side + 8, 4), name, "black", font)
-        fitted = picture.convert("RGB").copy()
-        fitted = fitted.resize([max(1, round(length * (side - 8) / max(fitted.size))) for length in fitted.size])
-        sheet.paste(fitted, (column * side + 4, 28))
+def draw_sheet(painter: Painter) -> Image.Image:
+    """References, the same seed without and with each of them, two people, a morph, the routers' maps."""
+    alone = [painter.paint(shot) for shot in (PRIOR, WITH_A, WITH_B)]
+    together = painter.paint(TOGETHER)
+    morph, _ = painter.paint(MORPH)
+    references = {"subject A": A, "subject B": B, "subject C": W}
+    rows = [
+        [(name, who.picture()[0]) for name, who in references.items()],
+        [(name, _image(pixels)) for name, (pixels, _) in zip(("prior", "with A", "with B"), alone, strict=True)],
+        [("A and C", _image(together[0])), *((f"A to B, {n + 1}", Image.fromarray(p)) for n, p in enumerate(morph))],
+        [("routers: with A", alone[1][1]), ("routers: A and C", together[1])],
+    ]
+    first = [*rows[0], *rows[1]]
+    return paste_rows([f'"{ALONE[0]}", the same seed', f'"{TOGETHER.prompt}"; a morph', ""], [first, rows[2], rows[3]])
+
+
+def _image(pixels: Sequence[np.ndarray]) -> Image.Image:
+    return Image.fromarray(pixels[0])
+
+
+def paste_rows(titles: list[str], rows: list[list[tuple[str, Image.Image]]], width: int = 1600) -> Image.Image:
+    """Named pictures in rows of the same width, each row under its title."""
+    gap, line = 8, 26
+    font, strips = ImageFont.load_default(17), []
+    for title, row in zip(titles, rows, strict=True):
+        # All of a row get one height, so that together they are as wide as the sheet.
+        shapes = [picture.width / picture.height for _, picture in row]
+        height = round((width - gap * (len(row) + 1)) / sum(shapes))
+        top = line * (2 if title else 1) + 4
+        strip = Image.new("RGB", (width, top + height + gap), "white")
+        draw = ImageDraw.Draw(strip)
+        draw.text((gap, 2), title, "black", font)
+        lefts = itertools.accumulate((round(height * shape) + gap for shape in shapes), initial=gap)
+        for left, shape, (name, picture) in zip(lefts, shapes, row, strict=False):
+            draw.text((left, top - line), name, (90, 90, 90), font)
+            side = (round(height * shape), height)
+            strip.paste(picture.convert("RGB").resize(side, Image.Resampling.LANCZOS), (left, top))
+        strips.append(strip)
+    sheet = Image.new("RGB", (width, sum(strip.height for strip in strips)), "white")
+    for strip, top in zip(strips, itertools.accumulate((s.height for s in strips), initial=0), strict=False):
+        sheet.paste(strip, (0, top))
     return sheet
 
 

@@ -100,7 +100,8 @@ class MoAPipeline:
 def _scheduler(sampler: Sampler, steps: int) -> SchedulerMixin:
     """UniPC on evenly spaced timesteps, or Euler on those of ComfyUI's `simple`: 999 and down in whole steps."""
     if sampler == "euler":
-        scheduler = EulerDiscreteScheduler(**SCHEDULE)
+        # "leading" starts as ComfyUI does, from noise of variance sigma^2 + 1.
+        scheduler = EulerDiscreteScheduler(**SCHEDULE, timestep_spacing="leading")
         scheduler.set_timesteps(timesteps=[TIMESTEPS - 1 - int(i * TIMESTEPS / steps) for i in range(steps)])
     else:
         scheduler = UniPCMultistepScheduler(**SCHEDULE)

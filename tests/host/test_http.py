@@ -8,7 +8,6 @@ import torch
 from PIL import Image
 
 from training.comfyui import Server, find_comfyui, make_base_directory
-from training.demo import graph
 
 
 def person(path, seed):
@@ -32,6 +31,56 @@ def server(tmp_path_factory, toy_base, stirred_moa):
         person(base / f"input/{name}.png", number)
     with Server(find_comfyui(), base) as running:
         yield running
+
+
+def graph(checkpoint: str, moa: str, people: list[tuple[str, str]], prompt: str, seed: int = 7) -> dict:
+    """The API workflow: people are (file in the input folder, cut out by its alpha; word)."""
+    nodes = {
+        "base": node("CheckpointLoaderSimple", ckpt_name=checkpoint),
+        "moa": node("MoALoader", moa_name=moa),
+        "patch": node(
+            "MoAPatchModel",
+            model=["base", 0],
+            clip=["base", 1],
+            moa=["moa", 0],
+            strength=1.0,
+            start_percent=0.0,
+            end_percent=1.0,
+            routing="sparse",
+        ),
+        "positive": node("CLIPTextEncode", clip=["patch", 1], text=prompt),
+        "negative": node("CLIPTextEncode", clip=["patch", 1], text=""),
+        "latent": node("EmptyLatentImage", width=128, height=128, batch_size=1),
+        "sample": node(
+            "KSampler",
+            model=["patch", 0],
+            positive=["positive", 0],
+            negative=["negative", 0],
+            latent_image=["latent", 0],
+            seed=seed,
+            steps=12,
+            cfg=4.0,
+            sampler_name="uni_pc",
+            scheduler="normal",
+            denoise=1.0,
+        ),
+        "decode": node("VAEDecode", samples=["sample", 0], vae=["base", 2]),
+        "save": node("SaveImage", images=["decode", 0], filename_prefix="moa"),
+        "visualize": node("MoARouterVisualizer", model=["patch", 0], samples=["sample", 0], image=["decode", 0]),
+        "maps": node("PreviewImage", images=["visualize", 0]),
+    }
+    for number, (file, word) in enumerate(people):
+        nodes[f"image{number}"] = node("LoadImage", image=file)
+        nodes[f"mask{number}"] = node("InvertMask", mask=[f"image{number}", 1])  # LoadImage's mask is the background
+        nodes[f"subject{number}"] = node(
+            "MoASubjectEncoder", moa=["moa", 0], image=[f"image{number}", 0], word=word, mask=[f"mask{number}", 0]
+        )
+        nodes["patch"]["inputs"][f"subjects.subject{number}"] = [f"subject{number}", 0]
+    return nodes
+
+
+def node(class_type: str, **inputs) -> dict:
+    return {"class_type": class_type, "inputs": inputs}
 
 
 def workflow(*names, words=("man", "woman"), **others):
@@ -60,7 +109,9 @@ def test_image_and_maps_come_out_and_another_subject_encodes_only_itself_anew(se
 
 def test_the_nodes_describe_themselves(server):
     info = server.get("/object_info")
-    for name in ("MoALoader", "MoASubjectEncoder", "MoAPatchModel", "MoARouterVisualizer", "MoASubjectInterpolate"):
+    ours = [name for name, node in info.items() if node["python_module"].endswith("ComfyUI-MoA")]
+    assert len(ours) == 6
+    for name in ours:
         node = info[name]
         assert node["description"] and node["display_name"] and node["search_aliases"]
         for inputs in node["input"].values():

@@ -1,0 +1,25 @@
+"""The demo's pictures are the same through ComfyUI and through diffusers."""
+
+import numpy as np
+import pytest
+import torch
+
+from training import demo
+from training.comfyui import Server, find_comfyui, make_base_directory
+
+
+@pytest.fixture(scope="module")
+def painters(tmp_path_factory):
+    base = make_base_directory(tmp_path_factory.mktemp("demo"))
+    with Server(find_comfyui(), base) as server, torch.inference_mode(False):
+        yield demo.ComfyUIPainter(server), demo.DiffusersPainter(demo.PACK / "models")
+
+
+@pytest.mark.parametrize("shot", [demo.PRIOR, demo.TOGETHER, demo.MORPH], ids=["prior", "together", "morph"])
+def test_both_hosts_paint_the_same(painters, shot):
+    ours, theirs = (np.stack(painter.paint(shot)[0]).astype(int) for painter in painters)
+    assert ours.shape == theirs.shape == (shot.frames, 128, 128, 3)
+    difference = np.abs(ours - theirs)
+    print(f"of 255: largest difference {difference.max()}, mean {difference.mean():.4f}")
+    assert difference.max() <= 2
+    assert shot.frames == 1 or np.abs(ours[0] - ours[-1]).mean() > 1
