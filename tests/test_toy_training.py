@@ -6,9 +6,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from diffusers import AutoencoderTiny
 
+from moa_core import toy_shape
+from training.base import load_base
 from training.toy.base import ToyBase
 from training.toy.diffusion import PROMPTS, assemble, train_unet
+from training.toy.encoder import train_encoder
 from training.toy.measure import Case, Figures, assigned, cases, judge_change, judge_routers
 from training.toy.pretrain import Plan, read
 from training.toy.readout import ATTRIBUTES, Readout, readout_loss, views
@@ -22,6 +26,10 @@ def test_a_widened_autoencoder_is_the_same_function():
     narrow = NarrowVAE()
     for parameter in narrow.parameters():  # blocks begin as the identity, biases as zero
         parameter.data += 0.05 * torch.randn_like(parameter)
+    again = NarrowVAE.of(narrow.widen())
+    assert all(torch.equal(weight, again.state_dict()[name]) for name, weight in narrow.state_dict().items())
+    with pytest.raises(ValueError, match="wider than the toy world's"):
+        NarrowVAE.of(AutoencoderTiny())
     wide, narrow = narrow.widen().double(), narrow.double()  # so that only a difference of meaning shows
     pictures = torch.rand(2, 3, 64, 48, dtype=torch.float64) * 2 - 1
     latents = narrow.encode(pictures)
@@ -42,8 +50,13 @@ def test_a_resumed_training_is_the_one_that_was_never_stopped_and_gives_a_checkp
         (a, done), (b, resumed) = read(whole / f"{name}.safetensors"), read(halves / f"{name}.safetensors")
         assert done["step"] == resumed["step"] == 4
         assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+    a_vae = averaged(whole / "vae.safetensors")
     with pytest.raises(ValueError, match="--resume"):
         train_vae(Plan(whole, steps=5, **SMALL))
+
+    train_vae(Plan(whole, steps=6, resume=True, **SMALL), decoder_only=True)
+    before, after = a_vae, averaged(whole / "vae.safetensors")
+    assert all(torch.equal(before[k], after[k]) == k.startswith("encoder.") for k in before if k.endswith("weight"))
 
     assemble(whole, tmp_path / "base.safetensors")
     base, average = ToyBase.load(tmp_path / "base.safetensors"), averaged(whole / "unet.safetensors")
@@ -54,6 +67,17 @@ def test_a_resumed_training_is_the_one_that_was_never_stopped_and_gives_a_checkp
     narrow = NarrowVAE()
     narrow.load_state_dict({name: v.half().float() for name, v in averaged(whole / "vae.safetensors").items()})
     torch.testing.assert_close(base.vae.encode(pictures).latents, narrow.encode(pictures), atol=1e-3, rtol=1e-3)
+
+
+def test_the_image_encoder_becomes_a_folder_that_a_finetune_starts_from(tmp_path, toy_base, monkeypatch):
+    monkeypatch.setattr("training.toy.encoder.TEST", 16)
+    train_encoder(Plan(tmp_path / "run", steps=2, **SMALL))
+    toy_base.save(tmp_path / "base.safetensors")
+    moa = load_base(tmp_path / "base.safetensors").fresh_moa(tmp_path / "run/encoder", 64)
+    average = averaged(tmp_path / "run/encoder.safetensors")
+    for name, weight in moa.image_encoder.state_dict().items():
+        assert torch.equal(weight, average[name]), name
+    assert moa.config.image_encoder.items() >= toy_shape.IMAGE_ENCODER.items()
 
 
 def averaged(path):

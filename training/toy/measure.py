@@ -40,7 +40,7 @@ GROW = 2
 """Pixels around the subjects that still count as theirs: edges are smooth."""
 SINGLES, PAIRS = 30, 10
 PER_PROMPT = 3
-READOUT_STEPS, READOUT_SCENES = 1000, 6000
+READOUT_STEPS, READOUT_SCENES = 1600, 6000
 
 
 @dataclass(frozen=True)
@@ -98,15 +98,14 @@ class Drawn:
     area: Tensor | None
 
 
-def draw(pipeline: MoAPipeline, case: Case, strength: float = 1.0) -> Drawn:
-    """strength 0 is the prior, which no reference reaches."""
+def draw(pipeline: MoAPipeline, case: Case, strength: float = 1.0, subject_cfg: float | None = None) -> Drawn:
+    """strength 0 is the prior, which no reference reaches; subject_cfg: see MoAPipeline."""
     subjects = []
     for person, identities in zip(case.scene.people, case.references, strict=True):
         references = [reference(pipeline, identity, person.word) for identity in identities]
         subjects.append(Subject(torch.cat([r.features for r in references]), person.word, person.word))
-    pictures, trace = pipeline(
-        case.scene.caption, subjects, steps=STEPS, cfg=CFG, seed=case.seed, strength=strength, batch=PER_PROMPT
-    )
+    options = {"steps": STEPS, "cfg": CFG, "strength": strength, "batch": PER_PROMPT, "subject_cfg": subject_cfg}
+    pictures, trace = pipeline(case.scene.caption, subjects, seed=case.seed, **options)
     return Drawn(pictures.movedim(-1, 1) * 2 - 1, trace.subject_area() if trace else None)
 
 
@@ -184,15 +183,15 @@ def judge_routers(figures: Figures, people: Tensor, area: Tensor) -> None:
     figures.add("router.outside", area, 1 - inside)
 
 
-def measure(pipeline: MoAPipeline, readout: Readout) -> dict:
-    """Every figure, on prompts and people that are always the same."""
+def measure(pipeline: MoAPipeline, readout: Readout, subject_cfg: float | None = None) -> dict:
+    """Every figure, on prompts and people that are always the same; subject_cfg: see MoAPipeline."""
     figures, started = Figures(), time.monotonic()
     renders = accuracy(readout, draw_renders(0, TEST, TEST_SCENES))
     print("judges on held-out renders:", ", ".join(f"{k} {v:.3f}" for k, v in renders.items()), flush=True)
     everything = list(cases())
     for case in tqdm(everything, desc="sampling", unit="prompt"):
         judge(figures, "prior", readout, case, draw(pipeline, case, strength=0.0).pictures)
-        both = [draw(pipeline, case), draw(pipeline, case.exchanged())]
+        both = [draw(pipeline, one, subject_cfg=subject_cfg) for one in (case, case.exchanged())]
         for one, drawn in zip((case, case.exchanged()), both, strict=True):
             judge(figures, "moa", readout, one, drawn.pictures)
             judge_routers(figures, readout.people(drawn.pictures), drawn.area)
@@ -246,10 +245,15 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--moa", type=Path, required=True, help="MoA file (moa-toy.safetensors)")
     parser.add_argument("--run", type=Path, default=Path("runs/toy"), help="folder of the judges (default %(default)s)")
     parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
+    parser.add_argument(
+        "--subject-cfg",
+        type=float,
+        help="sample MoA with uncond + 4 (prior - uncond) + S (moa - prior), a guidance of ours, not the paper's",
+    )
     args = parser.parse_args(argv)
     try:
         pipeline = MoAPipeline(load_base(args.base), load_moa(args.moa))
-        result = measure(pipeline, get_readout(args.run))
+        result = measure(pipeline, get_readout(args.run), args.subject_cfg)
     except (MoAFileError, BaseError) as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 2
