@@ -5,7 +5,7 @@ RUN := $(VENV)/bin/python
 # ComfyUI imports torchaudio; the newest torch and the last torchaudio refuse each other. This set works with both.
 TORCH := torch==2.11.0 torchvision==0.26.0 torchaudio==2.11.0
 
-.PHONY: test demo lint bench setup
+.PHONY: test demo lint bench setup toy-base toy-moa
 
 test: setup
 	$(RUN) -m pytest
@@ -20,6 +20,22 @@ lint: setup
 
 bench: setup
 	$(RUN) -m tests.bench
+
+# The toy models from scratch, as the shipped ones were made (models/*/*.md); each part goes on where it was stopped.
+TOY := $(RUN) -m training.toy
+resume = $(if $(wildcard runs/toy/$(1).safetensors),--resume)
+
+toy-base: setup
+	$(TOY) vae --run runs/toy --scenes 30000 --steps 4660 $(call resume,vae)
+	$(TOY) vae --run runs/toy --scenes 30000 --steps 9700 --resume --decoder-only
+	$(TOY) unet --run runs/toy --scenes 30000 --steps UNETSTEPS $(call resume,unet)
+	$(TOY) assemble --run runs/toy --out models/checkpoints/moa-toy-base.safetensors
+
+toy-moa: setup
+	$(TOY) encoder --run runs/toy --scenes 12000 --steps 1217 $(call resume,encoder)
+	$(TOY) render --out runs/toy/data --count 12000 --seed 0
+	$(RUN) -m training.train --config training/configs/toy.yaml $(if $(wildcard runs/toy/moa/checkpoints/*),--resume latest)
+	cp runs/toy/moa/moa-toy.safetensors models/moa
 
 # A stamp for the pack's own packages, and one for each ComfyUI whose requirements were installed beside them.
 setup: $(VENV)/pack.stamp

@@ -113,7 +113,7 @@ def main(argv: list[str] | None = None) -> int:
         lr=2e-3,
         decoder_only="leave the encoder as it is",
     )
-    add_training(commands, "unet", "train the base model's text encoder and U-Net", _unet, batch=16, lr=5e-4)
+    add_training(commands, "unet", "train the base model's text encoder and U-Net", _unet, batch=16, lr=1e-3)
     add_assemble(commands)
     add_training(commands, "readout", "train the judges of training.toy.measure", _readout, batch=48, lr=2e-3)
     add_training(commands, "encoder", "train the image encoder that a MoA starts from", _encoder, batch=64, lr=5e-4)
