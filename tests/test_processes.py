@@ -1,0 +1,74 @@
+"""The finetune over several processes, and over crashes."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+import time
+
+import torch
+from safetensors.torch import load_file
+from test_training import ENVIRONMENT, PACK, config, toy  # noqa: F401 (a fixture)
+
+from training.checkpoint import checkpoints
+from training.config import Config
+
+
+def start(settings: Config, path, *arguments: str, processes: int = 1) -> subprocess.Popen:
+    path.write_text(json.dumps(settings.to_dict()))
+    several = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "-m"]
+    launch = several if processes > 1 else []
+    command = [sys.executable, "-m", *launch, "training.train", "--config", str(path), *arguments]
+    quiet = ENVIRONMENT | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    return subprocess.Popen(command, cwd=PACK, env=quiet, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def run(*arguments, **others) -> None:
+    process = start(*arguments, **others)
+    _, errors = process.communicate(timeout=600)
+    assert process.returncode == 0, errors[-3000:]
+
+
+def parameters(folder, step: int) -> dict[str, torch.Tensor]:
+    return load_file(folder / f"checkpoints/step-{step:08d}/parameters.safetensors")
+
+
+def test_processes_share_a_batch_and_may_change_their_number_between_runs(toy, tmp_path):  # noqa: F811
+    settings = tmp_path / "run.yaml"
+    run(config(toy, tmp_path / "one", 4, batch=4), settings)
+    run(config(toy, tmp_path / "two", 2, batch=2), settings, processes=2)
+    # The same four records a step, now in one process and two passes.
+    changed = config(toy, tmp_path / "two", 4, batch=2, accumulate=2)
+    run(changed, settings, "--resume", "latest")
+    one, two = parameters(tmp_path / "one", 4), parameters(tmp_path / "two", 4)
+    difference = max(float((one[name] - two[name]).abs().max()) for name in one)
+    moved = max(float((one[name] - parameters(tmp_path / "two", 2)[name]).abs().max()) for name in one)
+    print(f"largest difference {difference:.2e}; two steps moved parameters by {moved:.2e}")
+    # Adam divides by a gradient's size, so that rounding shows where a gradient is nearly zero.
+    worst = max(float((one[name] - two[name]).abs().mean()) for name in one)
+    assert worst < 1e-5 and moved > 1e-3
+
+
+def test_a_run_killed_at_any_moment_goes_on_from_its_last_whole_checkpoint(toy, tmp_path):  # noqa: F811
+    settings = config(toy, tmp_path / "run", 100_000, batch=1)
+    settings = dataclasses.replace(settings, run=dataclasses.replace(settings.run, save_every=1))
+    folder, seen, arguments = tmp_path / "run/checkpoints", 0, ()
+    for delay in (0.0, 0.07, 0.19):
+        process = start(settings, tmp_path / "run.yaml", *arguments)
+        while len(checkpoints(folder)) < 2 or steps(folder)[-1] < seen + 2:
+            assert process.poll() is None, process.stderr.read()[-3000:]
+            time.sleep(0.01)
+        time.sleep(delay)
+        process.kill()
+        process.communicate()
+        seen, arguments = steps(folder)[-1], ("--resume", "latest")
+        assert len(parameters(tmp_path / "run", seen)) > 100
+    # A write that was cut short leaves a folder under another name, which the next run clears away.
+    (folder / "unfinished-step-00999999").mkdir()
+    last = dataclasses.replace(settings, optimizer=dataclasses.replace(settings.optimizer, steps=seen + 1))
+    run(last, tmp_path / "run.yaml", *arguments)
+    assert steps(folder)[-1] == seen + 1 and not list(folder.glob("unfinished-*"))
+
+
+def steps(folder) -> list[int]:
+    return [int(path.name.removeprefix("step-")) for path in checkpoints(folder)]
