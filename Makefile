@@ -5,7 +5,7 @@ RUN := $(VENV)/bin/python
 # ComfyUI imports torchaudio; the newest torch and the last torchaudio refuse each other. This set works with both.
 TORCH := torch==2.11.0 torchvision==0.26.0 torchaudio==2.11.0
 
-.PHONY: test demo lint bench setup toy-base toy-moa
+.PHONY: test demo lint bench setup toy-base toy-moa toy-judges
 
 test: setup
 	$(RUN) -m pytest
@@ -36,6 +36,10 @@ toy-moa: setup
 	$(TOY) render --out runs/toy/data --count 12000 --seed 0
 	$(RUN) -m training.train --config training/configs/toy.yaml $(if $(wildcard runs/toy/moa/checkpoints/*),--resume latest)
 	cp runs/toy/moa/moa-toy.safetensors models/moa
+
+toy-judges: setup
+	$(TOY) readout --run runs/toy --scenes 6000 --steps 1700 $(call resume,readout)
+	cp runs/toy/judges.safetensors training/toy
 
 # A stamp for the pack's own packages, and one for each ComfyUI whose requirements were installed beside them.
 setup: $(VENV)/pack.stamp

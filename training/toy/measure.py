@@ -25,14 +25,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from moa_core.moa_file import MoAFileError, load_moa
+from moa_core.moa_file import load_moa
 from moa_core.subject import Subject
-from training.base import BaseError, load_base
+from training.base import load_base
 from training.pipeline import MoAPipeline
 
 from .draw import draw_person
-from .pretrain import Plan
-from .readout import CONTEXT, IDENTITY, TEST, TEST_SCENES, Readout, accuracy, draw_renders, labels, train_readout, views
+from .readout import CONTEXT, IDENTITY, JUDGES, TEST, TEST_SCENES, Readout, accuracy, draw_renders, labels, views
 from .world import ACTIONS, AGES, FRAMINGS, PLACES, WORDS, Identity, Person, Scene, sample_clothes, sample_identity
 
 STEPS, CFG = 12, 4.0
@@ -40,7 +39,6 @@ GROW = 2
 """Pixels around the subjects that still count as theirs: edges are smooth."""
 SINGLES, PAIRS = 30, 10
 PER_PROMPT = 3
-READOUT_STEPS, READOUT_SCENES = 1600, 6000
 
 
 @dataclass(frozen=True)
@@ -230,20 +228,11 @@ def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
 
 
-def get_readout(run: Path) -> Readout:
-    """The judges of a run folder, trained first where it has none."""
-    path = run / "readout.safetensors"
-    if not path.exists():
-        print(f"training the judges into {path}", flush=True)
-        train_readout(Plan(run, steps=READOUT_STEPS, batch=48, lr=2e-3, scenes=READOUT_SCENES))
-    return Readout.load(path)
-
-
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m training.toy.measure", description=__doc__.split("\n\n")[0])
     parser.add_argument("--base", type=Path, required=True, help="base checkpoint (moa-toy-base.safetensors)")
     parser.add_argument("--moa", type=Path, required=True, help="MoA file (moa-toy.safetensors)")
-    parser.add_argument("--run", type=Path, default=Path("runs/toy"), help="folder of the judges (default %(default)s)")
+    parser.add_argument("--judges", type=Path, default=JUDGES, help="their weights (default: those that come along)")
     parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
     parser.add_argument(
         "--subject-cfg",
@@ -253,8 +242,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         pipeline = MoAPipeline(load_base(args.base), load_moa(args.moa))
-        result = measure(pipeline, get_readout(args.run), args.subject_cfg)
-    except (MoAFileError, BaseError) as error:
+        result = measure(pipeline, Readout.load(args.judges), args.subject_cfg)
+    except ValueError as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 2
     print(table(result))

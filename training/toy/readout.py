@@ -14,13 +14,15 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from moa_core import toy_shape
 from training.validate import sheet
 
 from .draw import draw_scene
-from .pretrain import Plan, Trainee, device, read_average, to_tensor, train
+from .pretrain import Plan, Trainee, device, to_tensor, train
 from .world import ACTIONS, AGES, HAIRS, PLACES, SKINS, STYLES, Person, Scene, sample_scene
 
 NO_YES = (False, True)
@@ -30,6 +32,8 @@ ATTRIBUTES = IDENTITY | CONTEXT
 TRAIN, TEST = 1, 2
 """Random streams of the renders, apart from those of the base model's pictures."""
 TEST_SCENES = 400
+JUDGES = Path(__file__).with_name("judges.safetensors")
+"""The trained judges, the same for everyone."""
 
 
 class Classifier(nn.Module):
@@ -88,10 +92,21 @@ class Readout(nn.Module):
         self.attributes, self.person = Classifier(), Segmenter()
         self.to(memory_format=torch.channels_last)
 
+    def save(self, path: Path) -> None:
+        """As float16, whole or not at all."""
+        weights = {k: v.cpu().half() if v.is_floating_point() else v.cpu() for k, v in self.state_dict().items()}
+        unfinished = path.with_name(f"unfinished-{path.name}")
+        save_file({name: weight.contiguous() for name, weight in weights.items()}, unfinished)
+        unfinished.replace(path)
+
     @classmethod
-    def load(cls, path: Path) -> Readout:
+    def load(cls, path: Path = JUDGES) -> Readout:
+        """Raises ValueError for a file that holds no judges."""
         readout = cls()
-        read_average(path, readout)
+        try:
+            readout.load_state_dict(load_file(path))
+        except (OSError, SafetensorError, RuntimeError) as error:
+            raise ValueError(f"{path} holds no judges ({error}); train them: make toy-judges") from error
         return readout.eval()
 
     def forward(self, views: Tensor) -> dict[str, Tensor]:
@@ -217,3 +232,5 @@ def train_readout(plan: Plan) -> None:
         return ", ".join(f"{name} {share:.3f}" for name, share in accuracy(readout, test).items())
 
     train(trainee, loss_of, look)
+    readout.load_state_dict(trainee.average, strict=False)
+    readout.save(plan.run / JUDGES.name)
