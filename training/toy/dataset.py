@@ -7,9 +7,7 @@ and its segments). Every picture follows from (seed, index) alone, so a run may 
 
 from __future__ import annotations
 
-import io
 import json
-import os
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -18,6 +16,8 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+
+from training.layout import bounding_box, is_written, write_names, write_record, write_whole
 
 from .draw import draw_scene
 from .world import Scene, sample_scene
@@ -60,22 +60,7 @@ def render_dataset(out: Path, count: int, seed: int, workers: int = 1, test_shar
         test_ids += rendered[1]
         print(f"\rrendered {done} of {count}", end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)
-    everyone, test = [image_id(i) for i in range(count)], set(test_ids)
-    _write(out / "image_ids.txt", _lines(everyone))
-    _write(out / "image_ids_train.txt", _lines([i for i in everyone if i not in test]))
-    _write(out / "image_ids_test.txt", _lines([i for i in everyone if i in test]))
-
-
-def write_record(folder: Path, name: str, scene: Scene) -> None:
-    """One picture's three files; the .json comes last and says that the record is whole."""
-    image, ids = draw_scene(scene)
-    folder.mkdir(parents=True, exist_ok=True)
-    jpg, npy = io.BytesIO(), io.BytesIO()
-    image.save(jpg, "JPEG", quality=95, subsampling=0)
-    np.save(npy, ids)
-    _write(folder / f"{name}.jpg", jpg.getvalue())
-    _write(folder / f"{name}.npy", npy.getvalue())
-    _write(folder / f"{name}.json", json.dumps(describe(scene, ids)).encode())
+    write_names(out, (image_id(i) for i in range(count)), test_ids)
 
 
 def describe(scene: Scene, ids: np.ndarray) -> dict:
@@ -85,7 +70,7 @@ def describe(scene: Scene, ids: np.ndarray) -> dict:
         segments.append(
             {
                 "id": number,
-                "bbox": _bounding_box(ids == number),
+                "bbox": bounding_box(ids == number),
                 "coco_label": "person",
                 "word": person.word,
                 "start": start,
@@ -93,12 +78,6 @@ def describe(scene: Scene, ids: np.ndarray) -> dict:
             }
         )
     return {"caption": scene.caption, "segments": segments, "toy": scene.attributes()}
-
-
-def _bounding_box(mask: np.ndarray) -> list[int]:
-    """[h1, w1, h2, w2] as FastComposer's reader takes it: h runs along the columns and w along the rows."""
-    rows, columns = mask.any(axis=1).nonzero()[0], mask.any(axis=0).nonzero()[0]
-    return [int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1]
 
 
 def _render_batch(out: Path, recipe: Recipe, indices: range) -> tuple[int, list[str]]:
@@ -109,8 +88,9 @@ def _render_batch(out: Path, recipe: Recipe, indices: range) -> tuple[int, list[
         scene, test = recipe.scene(index)
         if test:
             test_ids.append(name)
-        if not (out / name[:5] / f"{name}.json").exists():
-            write_record(out / name[:5], name, scene)
+        if not is_written(out, name):
+            image, ids = draw_scene(scene)
+            write_record(out, name, image, ids, describe(scene, ids))
     return len(indices), test_ids
 
 
@@ -136,15 +116,4 @@ def _claim(out: Path, recipe: Recipe) -> None:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} is not empty and holds no toy data set ({MARK} is missing). Give another --out")
     out.mkdir(parents=True, exist_ok=True)
-    _write(mark, json.dumps(asdict(recipe)).encode())
-
-
-def _lines(names: list[str]) -> bytes:
-    return "".join(f"{name}\n" for name in names).encode()
-
-
-def _write(path: Path, content: bytes) -> None:
-    """All of it or nothing, even when stopped halfway."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(content)
-    temporary.replace(path)
+    write_whole(mark, json.dumps(asdict(recipe)).encode())

@@ -1,0 +1,59 @@
+"""Writes the layout of FastComposer's FFHQ that `data.py` reads, every file whole or not at all."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+
+def place(root: Path, name: str) -> Path:
+    """Where a record's files lie, without their endings."""
+    return root / name[:5] / name
+
+
+def is_written(root: Path, name: str) -> bool:
+    """Whether a record is whole: its .json comes last."""
+    return place(root, name).with_suffix(".json").exists()
+
+
+def write_record(root: Path, name: str, image: Image.Image, ids: np.ndarray, info: dict) -> None:
+    """One picture's three files. ids: [H, W], 0 = background; info: caption and segments."""
+    stem = place(root, name)
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    jpg, npy = io.BytesIO(), io.BytesIO()
+    image.save(jpg, "JPEG", quality=95, subsampling=0)
+    np.save(npy, ids)
+    write_whole(stem.with_suffix(".jpg"), jpg.getvalue())
+    write_whole(stem.with_suffix(".npy"), npy.getvalue())
+    write_whole(stem.with_suffix(".json"), json.dumps(info).encode())
+
+
+def write_names(root: Path, everyone: Iterable[str], test: Iterable[str]) -> None:
+    """The lists of all records, of those to train on, and of those held out."""
+    everyone, test = list(everyone), set(test)
+    parts = {
+        "image_ids": everyone,
+        "image_ids_train": [name for name in everyone if name not in test],
+        "image_ids_test": [name for name in everyone if name in test],
+    }
+    for part, names in parts.items():
+        write_whole(root / f"{part}.txt", "".join(f"{name}\n" for name in names).encode())
+
+
+def bounding_box(mask: np.ndarray) -> list[int]:
+    """[h1, w1, h2, w2] as FastComposer's reader takes it: h runs along the columns and w along the rows."""
+    rows, columns = mask.any(axis=1).nonzero()[0], mask.any(axis=0).nonzero()[0]
+    return [int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1]
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """All of it or nothing, even when stopped halfway."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary.write_bytes(content)
+    temporary.replace(path)
