@@ -43,6 +43,10 @@ class BrokenRecord(Exception):
         self.file, self.expected, self.found = file, expected, found
 
 
+class EmptySplit(ValueError):
+    """A split of the data set lists no record."""
+
+
 class TooManyBroken(RuntimeError):
     """So many records are broken that something is wrong with the data set."""
 
@@ -278,7 +282,7 @@ def _read_names(root: Path, split: str) -> list[str]:
         raise FileNotFoundError(f"{path} is missing: {root} is not a data set in the layout of FastComposer's FFHQ")
     names = path.read_text().split()
     if not names:
-        raise ValueError(f"{path} lists no record, so there is nothing to read in the split {split!r}")
+        raise EmptySplit(f"{path} lists no record, so there is nothing to read in the split {split!r}")
     return names
 
 

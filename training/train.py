@@ -20,7 +20,7 @@ from training.base import BaseError, load_base
 from training.batch import Batch, Chance, EndlessSampler, collate
 from training.checkpoint import CheckpointError, checkpoints, load_checkpoint, save_checkpoint, stop_on_signal
 from training.config import Config, ConfigError, read_config
-from training.data import SubjectDataset, TooManyBroken
+from training.data import EmptySplit, SubjectDataset, TooManyBroken
 from training.finetune import Finetune, trained
 from training.pipeline import MoAPipeline
 from training.validate import draw_sheet
@@ -54,7 +54,7 @@ def train(config: Config, resume: Path | None = None) -> None:
     step = load_checkpoint(resume, parameters, optimizer)["step"] if resume else 0
     records = optim.batch * accelerator.num_processes * optim.accumulate  # in a step
     passes = batches(config, accelerator, first=step * records)
-    shown = collate([test_set(config)[n] for n in range(min(SHOWN, len(test_set(config))))]).to(accelerator.device)
+    shown = first_of_test_set(config).to(accelerator.device) if run.validate_every else None
     main = accelerator.is_main_process
     writer = SummaryWriter(str(out / "tensorboard")) if main else None
     bar = tqdm(initial=step, total=optim.steps, unit="step", disable=not main, mininterval=1.0)
@@ -92,8 +92,8 @@ def train(config: Config, resume: Path | None = None) -> None:
                     writer.add_scalar(name, value, step)
             if step % run.save_every == 0:
                 save()
-            if main and run.validate_every and step % run.validate_every == 0:
-                draw(pipeline, shown, out / f"step-{step:08d}.png")
+            if main and shown and step % run.validate_every == 0:
+                draw_sheet(pipeline, shown, out / f"step-{step:08d}.png")
     if main:
         save()
         writer.close()
@@ -115,8 +115,9 @@ def batches(config: Config, accelerator: Accelerator, first: int) -> Iterator[tu
         yield batch.to(accelerator.device), chance.to(accelerator.device)
 
 
-def test_set(config: Config) -> SubjectDataset:
-    return SubjectDataset(**_reading(config), split="test", augment=False)
+def first_of_test_set(config: Config) -> Batch:
+    records = SubjectDataset(**_reading(config), split="test", augment=False)
+    return collate([records[n] for n in range(min(SHOWN, len(records)))])
 
 
 def _reading(config: Config) -> dict:
@@ -135,13 +136,6 @@ def _reading(config: Config) -> dict:
     }
 
 
-def draw(pipeline: MoAPipeline, shown: Batch, path: Path) -> None:
-    """A contact sheet with the modules as in use."""
-    pipeline.moa.eval()
-    draw_sheet(pipeline, shown, path)
-    pipeline.moa.train()
-
-
 def _any(accelerator: Accelerator, flag: bool) -> bool:
     """Whether any process says so: all must stop at the same step."""
     if accelerator.num_processes == 1:
@@ -157,7 +151,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         config = read_config(args.config)
         train(config, find_checkpoint(Path(config.run.out) / "checkpoints", args.resume))
-    except (ConfigError, BaseError, CheckpointError, TooManyBroken, FileNotFoundError) as error:
+    except (ConfigError, BaseError, CheckpointError, EmptySplit, TooManyBroken, FileNotFoundError) as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 2
     return 0

@@ -31,12 +31,10 @@ def _column(pipeline: MoAPipeline, batch: Batch, n: int) -> list[Tensor]:
     there = [place for place in range(batch.positions.shape[1]) if batch.positions[n, place] >= 0]
     references = [batch.references[n, place] for place in there][:2]
     contexts = [pipeline.encode_prompt(text) for text in (batch.captions[n], "")]
-    bindings = [
-        Binding(
-            int(batch.positions[n, place]), Subject(pipeline.moa.encode(batch.references[n, place, None])[None], "", "")
-        )
-        for place in there
-    ]
+    bindings = []
+    for place in there:
+        features = pipeline.moa.encode(batch.references[n, place, None])[None]
+        bindings.append(Binding(int(batch.positions[n, place]), Subject(features, "", "")))
     prior, _ = pipeline.sample(*contexts, steps=STEPS, cfg=CFG, seed=n, strength=0.0)
     drawn, trace = pipeline.sample(*contexts, bindings, steps=STEPS, cfg=CFG, seed=n)
     share = F.interpolate(trace.subject_area()[:, None], (side, side))[0].expand(3, -1, -1) * 2 - 1
