@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 
@@ -14,7 +15,9 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from moa_core.reference import MEAN, STD
-from training.data import BrokenRecord, SubjectDataset, TooManyBroken, read_record
+from training.data import SubjectDataset, TooManyBroken
+from training.records import BrokenRecord, read_record
+from training.shards import ShardDataset, write_shards
 from training.toy.dataset import render_dataset
 
 SUBJECTS = ((200, 30, 40), (30, 60, 220))
@@ -163,7 +166,7 @@ def test_a_broken_record_says_which_file_and_what_and_is_skipped(toy, kind, capl
     path = toy / name[:5] / f"{name}{ending}"
     damage(path)
     with pytest.raises(BrokenRecord, match=words) as raised:
-        read_record(toy, name)
+        read_record(toy / name[:5], name)
     # A segment without pixels shows in the map, whichever of the two files is wrong.
     assert raised.value.file == (path.with_suffix(".npy") if kind == "other id" else path)
     assert str(raised.value.file) in str(raised.value) and "expected" in str(raised.value)
@@ -184,3 +187,66 @@ def test_a_damaged_data_set_stops_with_a_sentence(toy):
 def test_a_folder_of_something_else_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"image_ids_train.txt is missing"):
         SubjectDataset(tmp_path)
+
+
+# Shards
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    out = tmp_path_factory.mktemp("folder")
+    render_dataset(out, 24, seed=1, test_share=0.2)
+    return out
+
+
+@pytest.fixture(scope="module")
+def shards(folder, tmp_path_factory):
+    out = tmp_path_factory.mktemp("shards")
+    assert write_shards(folder, out, records=3) >= 8
+    return out
+
+
+def test_a_shard_gives_what_the_folder_gives(folder, shards):
+    data = SubjectDataset(folder, augment=False)
+    items = {item["id"]: item for item in (data[n] for n in range(len(data)))}
+    stream = ShardDataset(shards, "train", augment=False)
+    for item in itertools.islice(stream, len(data)):
+        same = items.pop(item["id"])
+        assert item["caption"] == same["caption"]
+        assert all(torch.equal(item[key], same[key]) for key in ("picture", "references", "masks", "positions"))
+    assert not items
+
+
+@pytest.mark.parametrize("processes, workers", [(1, 0), (2, 0), (2, 2)])
+def test_readers_share_an_epoch_and_each_epoch_has_its_own_order(folder, shards, processes, workers):
+    count = len(SubjectDataset(folder, "train"))
+
+    def ids(process: int) -> list[str]:
+        stream = ShardDataset(shards, "train", 3, process, processes)
+        loader = DataLoader(stream, 1, num_workers=workers, collate_fn=lambda items: items[0]["id"])
+        return list(itertools.islice(loader, 2 * count))
+
+    seen = [ids(process) for process in range(processes)]
+    assert seen == [ids(process) for process in range(processes)]
+    if processes == 1:
+        first, second = seen[0][:count], seen[0][count:]
+        assert sorted(first) == sorted(second) == sorted(set(first)) and first != second
+    else:  # readers have shards of different lengths, so that an epoch ends for one before the other
+        assert set(seen[0][: count // 4]).isdisjoint(seen[1][: count // 4])
+        assert len(set(seen[0]) | set(seen[1])) == count
+
+
+def test_a_broken_record_in_a_shard_is_named_and_left_out(toy, tmp_path, caplog):
+    names = SubjectDataset(toy).names
+    name = names[3]
+    (toy / name[:5] / f"{name}.npy").write_bytes(b"")
+    write_shards(toy, tmp_path / "out", records=40)
+    stream = ShardDataset(tmp_path / "out", "train")
+    seen = [item["id"] for item in itertools.islice(stream, 2 * len(names) - 2)]
+    assert name not in seen and list(stream.broken) == [name]
+    assert f"train-000000.tar/{name}.npy" in caplog.text
+
+
+def test_too_few_shards_for_the_readers_is_said(shards):
+    with pytest.raises(ValueError, match="holds .* shards for 99 readers.*fewer records per shard"):
+        next(iter(ShardDataset(shards, "train", processes=99)))

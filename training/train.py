@@ -23,6 +23,7 @@ from training.config import Config, ConfigError, read_config
 from training.data import EmptySplit, SubjectDataset, TooManyBroken
 from training.finetune import Finetune, trained
 from training.pipeline import MoAPipeline
+from training.shards import ShardDataset, find_shards
 from training.validate import draw_sheet
 
 SHOWN = 8
@@ -105,28 +106,42 @@ def train(config: Config, resume: Path | None = None) -> None:
 def batches(config: Config, accelerator: Accelerator, first: int) -> Iterator[tuple[Batch, Chance]]:
     """Passes of this process from the first-th record of the run on, each with its records' randomness."""
     data, optim, count = config.data, config.optimizer, accelerator.num_processes
-    records = SubjectDataset(**_reading(config), split="train", smallest_crop=data.smallest_crop)
-    sampler = EndlessSampler(len(records), optim.batch, config.run.seed, first, accelerator.process_index, count)
-    loader = DataLoader(records, batch_sampler=sampler, collate_fn=collate, num_workers=data.workers)
     size = (data.size // 8, data.size // 8)
-    for n, batch in enumerate(loader):
+    for n, batch in enumerate(loader(config, first, accelerator.process_index, count)):
         number = first + (n * count + accelerator.process_index) * optim.batch
         chance = Chance.of(config.run.seed, number, optim.batch, size, config.loss.timesteps, config.loss.dropped)
         yield batch.to(accelerator.device), chance.to(accelerator.device)
 
 
+def loader(config: Config, first: int, process: int, processes: int) -> DataLoader:
+    """Endless batches of one process. A folder of records starts at the first-th; shards start at a random place."""
+    data, batch, seed = config.data, config.optimizer.batch, config.run.seed
+    reading = _reading(config) | {"smallest_crop": data.smallest_crop}
+    options = {"collate_fn": collate, "num_workers": data.workers}
+    if find_shards(Path(data.root), "train"):
+        reading |= {"seed": seed + first, "process": process, "processes": processes}
+        return DataLoader(ShardDataset(split="train", **reading), batch, **options)
+    records = SubjectDataset(split="train", **reading)
+    order = EndlessSampler(len(records), batch, seed, first, process, processes)
+    return DataLoader(records, batch_sampler=order, **options)
+
+
 def first_of_test_set(config: Config) -> Batch:
-    records = SubjectDataset(**_reading(config), split="test", augment=False)
+    """What the contact sheet shows."""
+    reading = _reading(config) | {"split": "test", "augment": False}
+    if find_shards(Path(config.data.root), "test"):
+        return collate(list(itertools.islice(ShardDataset(**reading), SHOWN)))
+    records = SubjectDataset(**reading)
     return collate([records[n] for n in range(min(SHOWN, len(records)))])
 
 
 def _reading(config: Config) -> dict:
-    """What both splits share."""
+    """What all reading shares."""
     from transformers import CLIPVisionConfig
 
     data = config.data
     return {
-        "root": data.root,
+        "root": Path(data.root),
         "size": data.size,
         "reference_size": CLIPVisionConfig.from_pretrained(config.model.image_encoder).image_size,
         "max_subjects": data.max_subjects,
