@@ -6,7 +6,8 @@ import pytest
 import torch
 from comfy_host import Host, start_host
 
-from training.comfyui import make_base_directory
+from training.comfyui import Server, find_comfyui, make_base_directory
+from workflows import SHIPPED, shipped
 
 
 @pytest.fixture(scope="session")
@@ -19,6 +20,21 @@ def host(tmp_path_factory, toy_base, stirred_moa) -> Host:
     save_moa(toy_base.fresh_moa(), base / "models/moa/moa-fresh.safetensors", torch.float32)
 
     return start_host(base)
+
+
+@pytest.fixture(scope="module")
+def fresh_server(tmp_path_factory, request):
+    """A ComfyUI server with the pack and nothing else; while the pack has no toy models, with untrained ones."""
+    base = make_base_directory(tmp_path_factory.mktemp("fresh"))
+    if not shipped():
+        from moa_core.moa_file import save_moa
+
+        checkpoint, moa = (base / "models" / path for path in SHIPPED)
+        with torch.inference_mode(False):
+            request.getfixturevalue("toy_base").save(checkpoint)
+            save_moa(request.getfixturevalue("stirred_moa"), moa)
+    with Server(find_comfyui(), base) as running:
+        yield running
 
 
 @pytest.fixture(autouse=True)

@@ -4,36 +4,55 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Iterator
 from typing import Any
 
 from PIL import Image
 
 from training.comfyui import PACK, Server
 
-FILES = sorted((PACK / "workflows").glob("*.json"))
+FOLDER = PACK / "workflows"
+NAMES = sorted(path.stem for path in FOLDER.glob("*.json"))
+SHIPPED = ("checkpoints/moa-toy-base.safetensors", "moa/moa-toy.safetensors")
 NOTES = {"Note", "MarkdownNote"}
+WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
 
 
-def to_api(workflow: dict[str, Any]) -> dict[str, Any]:
-    """A workflow in the frontend's format -> what the frontend sends to ComfyUI for it."""
-    links = {link[0]: [str(link[1]), link[2]] for link in workflow["links"]}
+def read(name: str) -> dict[str, Any]:
+    return json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def shipped() -> bool:
+    """Whether the trained toy models lie in the pack."""
+    return all((PACK / "models" / path).is_file() for path in SHIPPED)
+
+
+def to_api(workflow: dict[str, Any], object_info: dict[str, Any]) -> dict[str, Any]:
+    """A workflow as the frontend saves it -> what the frontend sends to ComfyUI for it."""
+    links = {number: [str(node), slot] for number, node, slot, *_ in workflow["links"]}
     api = {}
     for node in workflow["nodes"]:
         if node["type"] not in NOTES:
-            widgets = {k: v for k, v in node.get("widgets_values_named", {}).items() if k != "control_after_generate"}
+            widgets = dict(_widgets(node, object_info[node["type"]]["input"]))
             wires = {i["name"]: links[i["link"]] for i in node["inputs"] if i.get("link") is not None}
             api[str(node["id"])] = {"class_type": node["type"], "inputs": widgets | wires}
     return api
 
 
-def pictures_of(server: Server, workflow: dict[str, Any]) -> dict[str, Image.Image]:
-    """Run a workflow over the API; the pictures of its output nodes by the nodes' titles."""
-    entry = server.queue(to_api(workflow))
-    titles = {
-        str(node["id"]): node.get("title", node["type"]) for node in workflow["nodes"] if node["type"] not in NOTES
-    }
+def _widgets(node: dict[str, Any], inputs: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """The widgets' values by name; they are stored in the order of the node's inputs."""
+    values = iter(node.get("widgets_values", []))
+    for group in ("required", "optional"):
+        for name, (kind, *options) in inputs.get(group, {}).items():
+            if isinstance(kind, list) or kind in WIDGETS:
+                yield name, next(values)
+                if options and options[0].get("control_after_generate"):
+                    next(values)  # the widget below it: fixed, increment, randomize
+
+
+def pictures_of(name: str, server: Server) -> dict[str, Image.Image]:
+    """Run a shared workflow; the first picture of each output node by the node's title."""
+    workflow = read(name)
+    entry = server.queue(to_api(workflow, server.get("/object_info")))
+    titles = {str(node["id"]): node.get("title", node["type"]) for node in workflow["nodes"]}
     return {titles[node]: Image.open(io.BytesIO(server.pictures(entry, node)[0])) for node in entry["outputs"]}
-
-
-def read(path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8"))
