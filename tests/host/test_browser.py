@@ -52,6 +52,8 @@ def test_a_workflow_opens_whole(page, fresh_server, tmp_path, name):
         for other, x2, y2, w2, h2 in boxes[:i]:
             apart = x + w <= x2 or x2 + w2 <= x or y + h <= y2 - 30 or y2 + h2 <= y - 30  # 30: a title's height
             assert apart, f"{title} lies on {other}"
+    page.evaluate("app.extensionManager.command.execute('Comfy.Canvas.FitView')")  # as the template browser does
+    page.wait_for_function("() => app.canvas.ds.scale > 8 / 14", timeout=5000)  # smaller, and no text is drawn
     assert [c for c in page.complaints if any(name in c for name in OURS)] == []
 
 
