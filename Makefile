@@ -27,8 +27,8 @@ resume = $(if $(wildcard runs/toy/$(1).safetensors),--resume)
 
 toy-base: setup
 	$(TOY) vae --run runs/toy --scenes 30000 --steps 4660 $(call resume,vae)
-	$(TOY) vae --run runs/toy --scenes 30000 --steps 9700 --resume --decoder-only
-	$(TOY) unet --run runs/toy --scenes 30000 --steps UNETSTEPS $(call resume,unet)
+	$(TOY) vae --run runs/toy --scenes 30000 --steps 9684 --resume --decoder-only
+	$(TOY) unet --run runs/toy --scenes 30000 --steps 3996 $(call resume,unet)
 	$(TOY) assemble --run runs/toy --out models/checkpoints/moa-toy-base.safetensors
 
 toy-moa: setup

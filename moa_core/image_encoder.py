@@ -35,7 +35,9 @@ class ImageEncoder(nn.Module):
         return self.model(pixel_values=pixels).image_embeds
 
     def last_layers(self, count: int) -> list[nn.Module]:
-        """The last `count` transformer layers and all that follows them; what training may change."""
+        """The last `count` transformer layers and all that follows them; none of it for 0. What training may change."""
+        if count == 0:
+            return []
         vision = self.model.vision_model
         layers = vision.encoder.layers
         return [*layers[len(layers) - count :], vision.post_layernorm, self.model.visual_projection]

@@ -64,12 +64,13 @@ def test_reconstruction_counts_subjects_alone_and_every_record_alike():
     predicted[1] = 1.0
     subjects = torch.tensor([[[1.0, 0.0], [0.5, 0.0]], [[1.0, 1.0], [1.0, 1.0]]])
     # First record: (1 * 4 + 0.5 * 0) / 1.5; second: 1.
-    assert masked_reconstruction(predicted, noise, subjects) == pytest.approx((4 / 1.5 + 1) / 2)
+    weights = torch.tensor([1.0, 0.5])
+    assert masked_reconstruction(predicted, noise, subjects, weights) == pytest.approx((4 / 1.5 + 0.5) / 2)
 
 
 def test_a_record_without_a_subject_teaches_nothing():
     predicted = torch.ones(1, 4, 2, 2, requires_grad=True)
-    loss = masked_reconstruction(predicted, torch.zeros(1, 4, 2, 2), torch.zeros(1, 2, 2))
+    loss = masked_reconstruction(predicted, torch.zeros(1, 4, 2, 2), torch.zeros(1, 2, 2), torch.ones(1))
     loss.backward()
     assert loss == 0 and predicted.grad.abs().max() == 0
 
@@ -213,14 +214,16 @@ def test_a_resumed_run_is_the_run_that_was_never_stopped(toy, tmp_path):
 
 def test_sigterm_saves_what_resume_latest_goes_on_from(toy, tmp_path, capsys):
     settings = tmp_path / "run.yaml"
-    settings.write_text(json.dumps(config(toy, tmp_path / "run", 10_000).to_dict()))  # JSON is YAML
+    content = config(toy, tmp_path / "run", 10_000).to_dict()
+    content["data"]["workers"] = 1
+    settings.write_text(json.dumps(content))  # JSON is YAML
     command = [sys.executable, "-m", "training.train", "--config", str(settings)]
-    process = subprocess.Popen(command, cwd=PACK, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, cwd=PACK, stderr=subprocess.PIPE, text=True, start_new_session=True)
     seen = ""
     while not re.search(r"[1-9]\d*/10000", seen):
         assert process.poll() is None, seen
         seen += process.stderr.read(1)
-    process.send_signal(signal.SIGTERM)
+    os.killpg(process.pid, signal.SIGTERM)  # as a shell or a scheduler does: the readers get it too
     process.communicate(timeout=120)
     assert process.returncode == 0
     state = json.loads(next((tmp_path / "run/checkpoints").glob("step-*/state.json")).read_text())

@@ -26,7 +26,7 @@ class Model:
     """Folder of a transformers CLIP vision model with projection. Table 1: CLIP ViT-L/14."""
     trainable_encoder_layers: int = 2
     """So many last layers of the image encoder learn along, with what follows them. The paper says "learned image
-    encoder" without a number; 2 is FastComposer's."""
+    encoder" without a number; 2 is FastComposer's. With 0 it stays as it is."""
     router_hidden: int = 64
     """Hidden width of every router; the paper gives none."""
 
@@ -58,6 +58,8 @@ class Loss:
     """Weight of the router loss (eq. 10), a sum over the latent's pixels: at 64x64 this is 0.41 on their mean."""
     object: float = 1e-4
     """Weight of the object loss (eq. 12), a difference of two means, which knows no number of pixels."""
+    min_snr: float = 0.0
+    """Gamma of the min-SNR weighting of timesteps (Hang et al., 2023); 0, as in the paper, weighs all alike."""
     dropped: float = 0.1
     """Share of records whose caption is emptied, for classifier-free guidance. Table 1: 10%."""
     timesteps: int = 800
@@ -70,6 +72,8 @@ class Optimizer:
 
     lr: float = 5e-5
     """Table 1: 5e-5 (the paper's text says 1e-5)."""
+    prompt_lr: float = 1.0
+    """The subject prompt's rate as a multiple of `lr`: it starts from nothing, the experts from the prior. Paper: 1."""
     weight_decay: float = 1e-2
     """AdamW's own default; the paper gives none."""
     clip: float = 1.0

@@ -20,7 +20,7 @@ from training.losses import (
     router_loss,
     shares_inside_outside,
 )
-from training.schedule import add_noise
+from training.schedule import add_noise, min_snr
 
 
 class Finetune(nn.Module):
@@ -55,9 +55,11 @@ class Finetune(nn.Module):
         predicted = self.unet(noisy, chance.timestep, context, bound)
 
         call = self.unet.call
+        gamma = self.loss.min_snr
+        weights = min_snr(chance.timestep, gamma) if gamma else torch.ones_like(chance.timestep)
         share = expert_share(call.shares, latents.shape[2:])
         parts = {
-            "reconstruction": masked_reconstruction(predicted, chance.noise, subjects),
+            "reconstruction": masked_reconstruction(predicted, chance.noise, subjects, weights),
             "router": router_loss(share, subjects),
             "object": object_loss(call.attention, masks[rows, places], rows, len(latents)),
         }

@@ -16,6 +16,12 @@ def kept_variance() -> Tensor:
     return (1 - betas).cumprod(dim=0)
 
 
+def min_snr(timestep: Tensor, gamma: float) -> Tensor:
+    """Min-SNR weights [B] of errors in the noise (Hang et al., 2023): low noise, SNR above gamma, counts for less."""
+    kept = kept_variance().to(timestep.device)[timestep]
+    return (gamma * (1 - kept) / kept).clamp(max=1.0)
+
+
 def add_noise(latents: Tensor, noise: Tensor, timestep: Tensor) -> Tensor:
     """latents and noise [B, 4, h, w], timestep [B] -> what the U-Net gets to see, [B, 4, h, w]."""
     kept = kept_variance().to(latents.device)[timestep][:, None, None, None]

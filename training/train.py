@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
+from torch import nn
 from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
@@ -47,7 +49,7 @@ def train(config: Config, resume: Path | None = None) -> None:
     if run.checkpointing:
         base.unet.enable_gradient_checkpointing()
     parameters = trained(model)
-    optimizer = torch.optim.AdamW(parameters.values(), lr=optim.lr, weight_decay=optim.weight_decay)
+    optimizer = torch.optim.AdamW(groups(parameters, optim.prompt_lr), weight_decay=optim.weight_decay)
     wrapped = accelerator.prepare(model)
     pipeline = MoAPipeline(base, moa, model.unet)
 
@@ -71,7 +73,7 @@ def train(config: Config, resume: Path | None = None) -> None:
         seconds, first = 0.0, step
         while step < optim.steps and not _any(accelerator, bool(stop)):
             for group in optimizer.param_groups:
-                group["lr"] = optim.lr * min(1.0, (step + 1) / max(optim.warmup, 1))
+                group["lr"] = group["factor"] * optim.lr * min(1.0, (step + 1) / max(optim.warmup, 1))
             began = time.monotonic()
             figures: dict[str, float] = {}
             for batch, chance in itertools.islice(passes, optim.accumulate):
@@ -103,6 +105,13 @@ def train(config: Config, resume: Path | None = None) -> None:
     accelerator.end_training()
 
 
+def groups(parameters: dict[str, nn.Parameter], prompt_factor: float) -> list[dict]:
+    """The optimizer's groups with their multiples of the learning rate: the subject prompt, and all others."""
+    prompt = [parameter for name, parameter in parameters.items() if "subject_prompt" in name]
+    others = [parameter for name, parameter in parameters.items() if "subject_prompt" not in name]
+    return [{"params": others, "factor": 1.0}, {"params": prompt, "factor": prompt_factor}]
+
+
 def batches(config: Config, accelerator: Accelerator, first: int) -> Iterator[tuple[Batch, Chance]]:
     """Passes of this process from the first-th record of the run on, each with its records' randomness."""
     data, optim, count = config.data, config.optimizer, accelerator.num_processes
@@ -117,13 +126,19 @@ def loader(config: Config, first: int, process: int, processes: int) -> DataLoad
     """Endless batches of one process. A folder of records starts at the first-th; shards start at a random place."""
     data, batch, seed = config.data, config.optimizer.batch, config.run.seed
     reading = _reading(config) | {"smallest_crop": data.smallest_crop}
-    options = {"collate_fn": collate, "num_workers": data.workers}
+    options = {"collate_fn": collate, "num_workers": data.workers, "worker_init_fn": leave_signals}
     if find_shards(Path(data.root), "train"):
         reading |= {"seed": seed + first, "process": process, "processes": processes}
         return DataLoader(ShardDataset(split="train", **reading), batch, **options)
     records = SubjectDataset(split="train", **reading)
     order = EndlessSampler(len(records), batch, seed, first, process, processes)
     return DataLoader(records, batch_sampler=order, **options)
+
+
+def leave_signals(worker: int) -> None:
+    """SIGTERM and Ctrl-C reach a whole process group: a reader must live on until the training has saved."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def first_of_test_set(config: Config) -> Batch:

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from moa_core import toy_shape
-from training.schedule import SCHEDULE, TIMESTEPS, add_noise, kept_variance
+from training.schedule import SCHEDULE, TIMESTEPS, add_noise, min_snr
 from training.tokenizer import tokenize
 from training.validate import sheet
 
@@ -23,7 +23,7 @@ from .vae import NarrowVAE
 from .world import PLACES
 
 GAMMA = 5.0
-"""Min-SNR weighting (Hang et al., 2023): no timestep counts for more than this many times its noise."""
+"""Of the min-SNR weighting."""
 DROPPED = 0.1
 """Share of captions replaced by the empty one, for classifier-free guidance."""
 HELD_OUT = 256
@@ -45,10 +45,8 @@ class Denoiser(nn.Module):
 
 def diffusion_loss(model: nn.Module, latents: Tensor, ids: Tensor, timestep: Tensor, noise: Tensor) -> Tensor:
     """Squared error of the predicted noise, min-SNR weighted; latents and noise [B, 4, h, w], timestep [B]."""
-    kept = kept_variance().to(latents.device)[timestep]  # [B]
     error = (model(add_noise(latents, noise, timestep), timestep, ids).float() - noise).square().mean(dim=(1, 2, 3))
-    snr = kept / (1 - kept)
-    return (error * (GAMMA / snr).clamp(max=1.0)).mean()
+    return (error * min_snr(timestep, GAMMA)).mean()
 
 
 def encoded(plan: Plan) -> tuple[Tensor, Tensor]:

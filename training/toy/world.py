@@ -7,7 +7,9 @@ and named in the caption, but for the clothes, which vary freely and are neither
 from __future__ import annotations
 
 import hashlib
+import itertools
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 
@@ -134,10 +136,14 @@ def _chance(rng: np.random.Generator, share: float) -> bool:
     return bool(rng.random() < share)
 
 
+def _styles(word: str, age: str) -> list[str]:
+    without = {"man": {"pigtails"}, "woman": {"bald"}}[word] | ({"bald"} if age == "kid" else set())
+    return [style for style in STYLES if style not in without]
+
+
 def sample_identity(rng: np.random.Generator, word: str, age: str, held_out: bool = False) -> Identity:
     """Someone who may be called so, from the held-out identities or from all the others."""
-    without = {"man": {"pigtails"}, "woman": {"bald"}}[word] | ({"bald"} if age == "kid" else set())
-    styles = [style for style in STYLES if style not in without]
+    styles = _styles(word, age)
     while True:
         identity = Identity(
             skin=_pick(rng, SKINS),
@@ -152,9 +158,21 @@ def sample_identity(rng: np.random.Generator, word: str, age: str, held_out: boo
             return identity
 
 
+@lru_cache
+def _strangers(word: str) -> tuple[Identity, ...]:
+    """Every held-out adult who goes by that word, in a random order that is always the same."""
+    beards = (False, True) if word == "man" else (False,)
+    kinds = itertools.product(SKINS, HAIRS, _styles(word, "adult"), (False, True), beards)
+    people = [Identity(*kind, face_width=0.5, body_width=0.5) for kind in kinds]
+    people = [people[n] for n in np.random.default_rng(0).permutation(len(people))]
+    return tuple(identity for identity in people if identity.held_out)
+
+
 def someone(seed: int, word: str) -> Identity:
-    """An adult who goes by that word, from the held-out identities: nobody that a model was trained on."""
-    return sample_identity(np.random.default_rng([seed, WORDS.index(word)]), word, "adult", held_out=True)
+    """An adult who goes by that word and whom no model was trained on; the next seed is somebody else."""
+    strangers, rng = _strangers(word), np.random.default_rng(seed)
+    face, body = (round(float(width), 3) for width in rng.random(2))
+    return replace(strangers[seed % len(strangers)], face_width=face, body_width=body)
 
 
 def sample_clothes(rng: np.random.Generator) -> Clothes:
