@@ -27,7 +27,7 @@ from training.toy.world import someone
 
 OUTPUT = PACK / "output"
 CHECKPOINT, MOA = "moa-toy-base.safetensors", "moa-toy.safetensors"
-STEPS, CFG = 20, 4.0
+STEPS, CFG = 20, 2.5
 FRAMES = 6
 
 
@@ -58,10 +58,10 @@ class Shot:
         return FRAMES if self.morph else 1
 
 
-A, B, W = Who(3, "man"), Who(11, "man"), Who(5, "woman")
-ALONE = ("a portrait of a man waving on a beach", 1)
+A, B, W = Who(1, "man"), Who(11, "man"), Who(13, "woman")
+ALONE = ("a portrait of a man waving on a beach", 9)
 PRIOR, WITH_A, WITH_B = Shot(*ALONE, (A,), 0.0), Shot(*ALONE, (A,)), Shot(*ALONE, (B,))
-TOGETHER = Shot("a portrait of a man standing and a woman holding flowers in a forest", 3, (A, W))
+TOGETHER = Shot("a portrait of a man standing and a woman holding flowers in a forest", 6, (A, W))
 MORPH = Shot(*ALONE, (A,), morph=B)
 
 
