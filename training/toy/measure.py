@@ -139,10 +139,7 @@ def judge(figures: Figures, who: str, readout: Readout, case: Case, pictures: Te
     """Adds what the judges see in the pictures: right answers per attribute, and for two people who is who."""
     people = case.scene.people
     seen = [readout(view) for view in views(pictures, len(people))]
-    wanted = [
-        [labels(case.scene, replace(person, identity=identity)) for identity in identities]
-        for person, identities in zip(people, case.references, strict=True)
-    ]
+    wanted = answers(case)
     for logits, rows in zip(seen, wanted, strict=True):
         for name in (*CONTEXT, *IDENTITY):
             figures.add(f"{who}.{name}", logits[name].argmax(dim=1) == torch.tensor([row[name] for row in rows]))
@@ -150,8 +147,21 @@ def judge(figures: Figures, who: str, readout: Readout, case: Case, pictures: Te
         figures.add(f"{who}.assigned", assigned(seen, wanted))
 
 
+def answers(case: Case) -> list[list[dict[str, int]]]:
+    """For each person of the scene, the right answers in each of the case's pictures."""
+    return [
+        [labels(case.scene, replace(person, identity=identity)) for identity in identities]
+        for person, identities in zip(case.scene.people, case.references, strict=True)
+    ]
+
+
 def assigned(seen: list[dict[str, Tensor]], wanted: list[list[dict[str, int]]]) -> Tensor:
-    """bool [B]: whether the left person is more likely the left reference's, and the right one the right's.
+    """bool [B]: whether the left person is more likely the left reference's, and the right one the right's."""
+    return preference(seen, wanted) > 0
+
+
+def preference(seen: list[dict[str, Tensor]], wanted: list[list[dict[str, int]]]) -> Tensor:
+    """[B]: how much likelier (log) both references are at their own places than at each other's.
 
     seen: logits [B, values] of the left and the right person; wanted: the labels of both references.
     """
@@ -163,7 +173,7 @@ def assigned(seen: list[dict[str, Tensor]], wanted: list[list[dict[str, int]]]) 
             per_head.append(seen[side][name].log_softmax(dim=1).gather(1, answer)[:, 0])
         return sum(per_head)
 
-    return score(0, 0) + score(1, 1) > score(0, 1) + score(1, 0)
+    return score(0, 0) + score(1, 1) - score(0, 1) - score(1, 0)
 
 
 def judge_change(figures: Figures, people: Tensor, a: Tensor, b: Tensor) -> None:
