@@ -81,12 +81,13 @@ def test_router_loss_is_the_squared_share_outside_summed_over_pixels():
     assert router_loss(share, subjects) == pytest.approx(0.2**2 + 0.1**2 + 0.5**2)
 
 
-def test_the_share_leaves_out_the_first_two_and_last_three_blocks():
+def test_the_share_leaves_out_the_blocks_at_both_ends():
     blocks = [Address("input", n, 0) for n in range(7)]
-    shares = {(block, kind): torch.full((1, 4), 1.0) for block in blocks for kind in ("attn1", "attn2")}
+    kinds = ("attn1", "attn2")
+    shares = {(block, kind): torch.full((1, 4), float(0 < block.block < 6)) for block in blocks for kind in kinds}
     shares[blocks[2], "attn1"] = torch.tensor([[0.0, 0.4, 0.4, 0.4]])
     shares[blocks[3], "attn2"] = torch.zeros(1, 1)  # a layer of half the size
-    expected = torch.tensor([[[2.0, 2.4], [2.4, 2.4]]]) / 4
+    expected = torch.tensor([[[8.0, 8.4], [8.4, 8.4]]]) / 10
     torch.testing.assert_close(expert_share(shares, (2, 2)), expected)
 
 
