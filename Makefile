@@ -50,7 +50,7 @@ setup: $(VENV)/pack.stamp
 		cp "$$host/requirements.txt" $(VENV)/comfyui-requirements.txt; \
 	fi
 
-$(VENV)/pack.stamp: pyproject.toml requirements.txt
+$(VENV)/pack.stamp: pyproject.toml requirements.txt training/requirements.txt tests/requirements.txt
 	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet $(TORCH) -r requirements.txt -r training/requirements.txt -r tests/requirements.txt
 	touch $@

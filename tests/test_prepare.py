@@ -1,6 +1,7 @@
 """From raw pictures to the FFHQ layout, with tiny random models of the real classes."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -163,3 +164,12 @@ def test_missing_folders_are_named(models, pictures, tmp_path, capsys):
         changed = dict(zip(options[::2], options[1::2], strict=True)) | parts | {key: str(tmp_path / "nowhere")}
         assert main([text for pair in changed.items() for text in pair]) == 2
         assert "nowhere" in capsys.readouterr().err
+
+
+def test_latents_follow_where_a_base_is_given(models, pictures, tmp_path):
+    out, base = tmp_path / "out", Path(__file__).parent.parent / "models/checkpoints/moa-toy-base.safetensors"
+    parts = [text for name in ("captioner", "segmenter", "matcher") for text in (f"--{name}", str(models / name))]
+    last = ["--base", str(base), "--size", "32", "--workers", "0"]
+    assert main(["--pictures", str(pictures), "--out", str(out), *parts, *last]) == 0
+    data = SubjectDataset(out, "all", size=32, cached_latents=True)
+    assert all(data[n]["moments"].shape == (2, 4, 4, 4) for n in range(len(data))) and not data.broken

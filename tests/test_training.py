@@ -120,7 +120,7 @@ class Learner:
         items = (records[n] for n in range(len(records)))
         chosen = [item for item in items if people in (None, int(item["valid"].sum()))][:count]
         self.batch = collate(chosen)
-        self.chance = Chance.of(0, 0, count, (16, 16), 800, 0.0)
+        self.chance = Chance.of(0, 0, count, (16, 16), Loss(dropped=0.0))
         self.chance.timestep[:] = 500
         self.latents = self.base.autoencoder.encode(self.batch.pictures)
 
@@ -191,11 +191,11 @@ def test_the_order_of_records_does_not_depend_on_the_processes(records, batch, p
 
 
 def test_chance_belongs_to_the_record_and_keeps_its_bounds():
-    whole = Chance.of(3, 40, 200, (2, 2), 800, 0.1)
-    part = Chance.of(3, 41, 2, (2, 2), 800, 0.1)
+    whole = Chance.of(3, 40, 200, (2, 2), Loss(masked=0.5))
+    part = Chance.of(3, 41, 2, (2, 2), Loss(masked=0.5))
     assert torch.equal(whole.noise[1:3], part.noise) and torch.equal(whole.timestep[1:3], part.timestep)
     assert whole.timestep.min() >= 0 and whole.timestep.max() < 800 and whole.timestep.float().std() > 150
-    assert 5 <= int(whole.dropped.sum()) <= 40
+    assert 5 <= int(whole.dropped.sum()) <= 40 and 70 <= int(whole.masked.sum()) <= 130
 
 
 # Runs

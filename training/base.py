@@ -24,10 +24,15 @@ class KLAutoencoder(nn.Module):
         super().__init__()
         self.vae = vae
 
+    def moments(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
+        """Pictures [B, 3, H, W] in -1..1 -> mean and standard deviation of their latents, [B, 4, H / 8, W / 8] each."""
+        chosen, scale = self.vae.encode(pictures).latent_dist, self.vae.config.scaling_factor
+        return chosen.mean * scale, chosen.std * scale
+
     def encode(self, pictures: Tensor, noise: Tensor) -> Tensor:
         """Pictures [B, 3, H, W] in -1..1, noise [B, 4, H / 8, W / 8] -> latents of about unit variance."""
-        chosen = self.vae.encode(pictures).latent_dist
-        return (chosen.mean + chosen.std * noise) * self.vae.config.scaling_factor
+        mean, std = self.moments(pictures)
+        return mean + std * noise
 
     def decode(self, latents: Tensor) -> Tensor:
         """[B, 4, h, w] -> [B, 3, 8h, 8w] in -1..1."""

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
+from training.config import Loss
 from training.tokenizer import token_before, tokenize
 
 
@@ -56,6 +57,8 @@ class Batch:
     """[B, 77]: tokens of the caption."""
     positions: Tensor
     """[B, S]: the token that each subject is bound to; -1 where there is none."""
+    moments: Tensor | None = None
+    """[B, 2, 4, h, w]: mean and standard deviation of the pictures' latents, where they are cached."""
 
     def to(self, device: torch.device) -> Batch:
         values = (getattr(self, f.name) for f in fields(self))
@@ -73,6 +76,7 @@ def collate(items: list[dict]) -> Batch:
         stacked["masks"],
         torch.tensor([tokenize(caption) for caption in captions]),
         torch.tensor([_bound_positions(item) for item in items]),
+        torch.stack([item["moments"] for item in items]) if "moments" in items[0] else None,
     )
 
 
@@ -93,9 +97,11 @@ class Chance:
     """[B, 4, h, w]: the autoencoder's own noise."""
     dropped: Tensor
     """[B] bool: whose caption is emptied."""
+    masked: Tensor
+    """[B] bool: whose error counts on the subjects alone."""
 
     @classmethod
-    def of(cls, seed: int, first: int, count: int, size: tuple[int, int], timesteps: int, dropped: float) -> Chance:
+    def of(cls, seed: int, first: int, count: int, size: tuple[int, int], loss: Loss) -> Chance:
         """That of the records first to first + count - 1; size: (h, w)."""
         rows = []
         for number in range(first, first + count):
@@ -103,10 +109,11 @@ class Chance:
             random = torch.Generator().manual_seed(int(state))
             rows.append(
                 (
-                    torch.randint(timesteps, (), generator=random),
+                    torch.randint(loss.timesteps, (), generator=random),
                     torch.randn(4, *size, generator=random),
                     torch.randn(4, *size, generator=random),
-                    torch.rand((), generator=random) < dropped,
+                    torch.rand((), generator=random) < loss.dropped,
+                    torch.rand((), generator=random) < loss.masked,
                 )
             )
         return cls(*(torch.stack(column) for column in zip(*rows, strict=True)))

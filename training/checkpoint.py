@@ -62,9 +62,12 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def load_checkpoint(
-    path: Path, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer
+    path: Path, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer | None = None
 ) -> dict[str, Any]:
-    """Give parameters and optimizer what the checkpoint holds; returns its state. Raises CheckpointError."""
+    """Give parameters, and the optimizer if any, what the checkpoint holds; returns its state.
+
+    Raises CheckpointError.
+    """
     try:
         values, moments = load_file(path / PARAMETERS), load_file(path / MOMENTS)
         state = json.loads((path / STATE).read_text())
@@ -80,7 +83,7 @@ def load_checkpoint(
         )
     for name, parameter in parameters.items():
         parameter.data.copy_(values[name])
-        for key in ("step", "exp_avg", "exp_avg_sq"):
+        for key in ("step", "exp_avg", "exp_avg_sq") if optimizer else ():
             if key != "step":  # AdamW keeps its count on the CPU
                 moments[f"{key}.{name}"] = moments[f"{key}.{name}"].to(parameter.device)
             optimizer.state[parameter][key] = moments[f"{key}.{name}"]

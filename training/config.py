@@ -29,6 +29,8 @@ class Model:
     encoder" without a number; 2 is FastComposer's. With 0 it stays as it is."""
     router_hidden: int = 64
     """Hidden width of every router; the paper gives none."""
+    method: Literal["moa", "moa_without_spacetime", "cross_attention", "ip_adapter"] = "moa"
+    """MoA, or what it is compared with (training/baselines.py)."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,9 @@ class Data:
     """A subject that covers less of the square is left out."""
     background: Literal["neutral", "random"] = "random"
     """What replaces the background of a reference."""
+    cached_latents: bool = False
+    """Latents are read from files (training/latents.py), which saves the autoencoder's work in every step; pictures are
+    then the largest squares in the middle instead of random ones."""
     workers: int = 4
     """Processes that read pictures, for each GPU; 0 reads in the training's own process."""
 
@@ -58,6 +63,8 @@ class Loss:
     """Weight of the router loss (eq. 10), a sum over the latent's pixels: at 64x64 this is 0.41 on their mean."""
     object: float = 1e-4
     """Weight of the object loss (eq. 12), a difference of two means, which knows no number of pixels."""
+    masked: float = 1.0
+    """Share of records whose error counts on the subjects alone, not on the whole picture. Table 1: probability 1."""
     min_snr: float = 0.0
     """Gamma of the min-SNR weighting of timesteps (Hang et al., 2023); 0, as in the paper, weighs all alike."""
     dropped: float = 0.1

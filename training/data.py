@@ -47,7 +47,8 @@ class Preparation:
     shorter side; without it, the largest square in the middle. Subjects that then cover less than `min_area`
     of the square are left out, and of more than `max_subjects` the largest are kept, in the caption's order.
     The references come from the whole picture; what is not the subject becomes the neutral colour of the
-    image encoder, or a random one.
+    image encoder, or a random one. `cached_latents` (latents.py) are those of the square in the middle, which is
+    then taken whatever `augment` says.
     """
 
     size: int = 128
@@ -57,6 +58,12 @@ class Preparation:
     smallest_crop: float = 1.0
     min_area: float = 0.01
     reference_background: Background = "neutral"
+    cached_latents: bool = False
+
+    @property
+    def latents(self) -> int | None:
+        """The size whose cached latents a record must have; None where they are not read."""
+        return self.size if self.cached_latents else None
 
     def __call__(self, record: Record, rng: np.random.Generator) -> dict[str, Tensor | str]:
         """An item, with S = max_subjects, H = W = size and R = reference_size.
@@ -67,10 +74,10 @@ class Preparation:
         masks         [S, H, W], 1 where the subject is visible, 0 elsewhere
         positions     [S], the character of the caption before which the subject's noun phrase ends (its `end`)
         valid         [S] bool; the entries of the other tensors are 0 where it is False
+        moments       [2, 4, size / 8, size / 8], mean and standard deviation of the latents; if they are cached
         """
         box = self._crop(record.image.size, rng)
         square = (self.size, self.size)
-        picture = record.image.resize(square, Image.Resampling.BICUBIC, box)
         # Nearest keeps ids whole; taken in the same box as the picture, so both stay aligned.
         ids = Image.fromarray(record.ids.astype(np.int32)).resize(square, Image.Resampling.NEAREST, box)
         masks = [torch.from_numpy(np.asarray(ids) == segment.id) for segment in record.segments]
@@ -80,12 +87,14 @@ class Preparation:
         item = {
             "id": record.id,
             "caption": record.caption,
-            "picture": _to_tensor(picture).movedim(-1, 0) * 2 - 1,
+            "picture": cut(record.image, box, self.size),
             "references": torch.zeros(s, 3, r, r),
             "masks": torch.zeros(s, self.size, self.size),
             "positions": torch.zeros(s, dtype=torch.long),
             "valid": torch.zeros(s, dtype=torch.bool),
         }
+        if record.moments is not None:
+            item["moments"] = record.moments
         pixels = _to_tensor(record.image)
         for slot, n in enumerate(kept):
             mask = torch.from_numpy(record.ids == record.segments[n].id).float()
@@ -101,12 +110,11 @@ class Preparation:
 
     def _crop(self, size: tuple[int, int], rng: np.random.Generator) -> tuple[int, int, int, int]:
         """left, top, right, bottom of a square inside the picture."""
+        if not self.augment or self.cached_latents:
+            return middle(size)
         width, height = size
-        side = min(size)
-        left, top = (width - side) // 2, (height - side) // 2
-        if self.augment:
-            side = round(side * rng.uniform(self.smallest_crop, 1))
-            left, top = int(rng.integers(width - side + 1)), int(rng.integers(height - side + 1))
+        side = round(min(size) * rng.uniform(self.smallest_crop, 1))
+        left, top = int(rng.integers(width - side + 1)), int(rng.integers(height - side + 1))
         return left, top, left + side, top + side
 
     def _keep(self, masks: list[Tensor], segments: list[Segment]) -> list[int]:
@@ -171,10 +179,23 @@ class SubjectDataset(Dataset):
                 continue
             self.broken.reads += 1
             try:
-                return read_record(self.root / name[:5], name)
+                return read_record(self.root / name[:5], name, latents=self.preparation.latents)
             except BrokenRecord as error:
                 self.broken.note(name, error)
         raise TooManyBroken(f"none of the {len(self)} records in {self.root} is whole; look at the log above")
+
+
+def middle(size: tuple[int, int]) -> tuple[int, int, int, int]:
+    """left, top, right, bottom of the largest square in the middle of a picture of this width and height."""
+    width, height = size
+    side = min(size)
+    left, top = (width - side) // 2, (height - side) // 2
+    return left, top, left + side, top + side
+
+
+def cut(image: Image.Image, box: tuple[int, int, int, int], size: int) -> Tensor:
+    """A square of the picture, resized: [3, size, size] in -1..1."""
+    return _to_tensor(image.resize((size, size), Image.Resampling.BICUBIC, box)).movedim(-1, 0) * 2 - 1
 
 
 def on_colour(pixels: Tensor, mask: Tensor, colour: Tensor) -> Tensor:

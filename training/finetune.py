@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moa_core.moa import MoA
 from moa_core.unet_call import BoundTokens
+from training import baselines
 from training.adapter import MoAUNet
-from training.base import Base
+from training.base import Base, load_base
 from training.batch import Batch, Chance, empty_ids
-from training.config import Loss
+from training.config import Config, Loss
 from training.losses import (
     WatchedCall,
     expert_share,
@@ -27,16 +30,18 @@ class Finetune(nn.Module):
     """The frozen base model and the MoA that learns beside it; one module, so that DDP wraps all of a step.
 
     Experts, routers, subject prompt and the last layers of the image encoder learn; nothing else does.
+    call_type: what goes around the attention layers, where it is not MoA (training/baselines.py).
     """
 
-    def __init__(self, base: Base, moa: MoA, loss: Loss, encoder_layers: int):
+    def __init__(
+        self, base: Base, moa: MoA, loss: Loss, encoder_layers: int, call_type: type[WatchedCall] = WatchedCall
+    ):
         super().__init__()
         self.loss = loss
-        self.unet = MoAUNet(base.unet, moa.mixture, WatchedCall)
+        self.unet = MoAUNet(base.unet, moa.mixture, call_type)
         self.text_encoder = base.text_encoder
         self.image_encoder = moa.image_encoder
         self.register_buffer("empty", empty_ids(), persistent=False)
-        moa.mixture.requires_grad_(True)
         moa.image_encoder.requires_grad_(False)
         for part in moa.image_encoder.last_layers(encoder_layers):
             part.requires_grad_(True)
@@ -58,14 +63,23 @@ class Finetune(nn.Module):
         gamma = self.loss.min_snr
         weights = min_snr(chance.timestep, gamma) if gamma else torch.ones_like(chance.timestep)
         share = expert_share(call.shares, latents.shape[2:])
+        area = subjects.where(chance.masked[:, None, None], 1.0)
         parts = {
-            "reconstruction": masked_reconstruction(predicted, chance.noise, subjects, weights),
+            "reconstruction": masked_reconstruction(predicted, chance.noise, area, weights),
             "router": router_loss(share, subjects),
             "object": object_loss(call.attention, masks[rows, places], rows, len(latents)),
         }
         total = parts["reconstruction"] + self.loss.router * parts["router"] + self.loss.object * parts["object"]
         inside, outside = shares_inside_outside(share.detach(), subjects)
         return {"loss": total, **{k: v.detach() for k, v in parts.items()}, "inside": inside, "outside": outside}
+
+
+def build(config: Config) -> tuple[Base, MoA, Finetune]:
+    """The base model, a fresh MoA, and both as what is trained. Raises BaseError."""
+    base = load_base(config.model.base)
+    moa = base.fresh_moa(Path(config.model.image_encoder), config.model.router_hidden)
+    call_type = baselines.make(config.model.method, moa)
+    return base, moa, Finetune(base, moa, config.loss, config.model.trainable_encoder_layers, call_type)
 
 
 def trained(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -37,13 +37,13 @@ class WatchedCall(UNetCall):
         return super().mix(address, attention, h, prior)
 
 
-def masked_reconstruction(predicted: Tensor, noise: Tensor, subjects: Tensor, weights: Tensor) -> Tensor:
-    """Squared error where the subjects are (probability 1): predicted, noise [B, 4, h, w], subjects [B, h, w] -> [].
+def masked_reconstruction(predicted: Tensor, noise: Tensor, area: Tensor, weights: Tensor) -> Tensor:
+    """Squared error in the area, where the subjects are: predicted, noise [B, 4, h, w], area [B, h, w] -> [].
 
-    weights [B]: how much each record's timestep counts. A record without a subject teaches nothing and counts as 0.
+    weights [B]: how much each record's timestep counts. A record without an area teaches nothing and counts as 0.
     """
     error = (predicted.float() - noise.float()).square().mean(dim=1)  # [B, h, w]
-    per_record = (error * subjects).sum(dim=(1, 2)) / subjects.sum(dim=(1, 2)).clamp(min=1e-6)
+    per_record = (error * area).sum(dim=(1, 2)) / area.sum(dim=(1, 2)).clamp(min=1e-6)
     return (per_record * weights).mean()
 
 

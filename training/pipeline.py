@@ -32,8 +32,10 @@ class MoAPipeline:
         self.unet = unet or MoAUNet(base.unet, moa.mixture)
         self.device = next(base.unet.parameters()).device
 
-    def encode_subject(self, pictures: Tensor, word: str, masks: Tensor | None = None) -> Subject:
-        """Pictures [P, H, W, 3] in 0..1 of one person, masks [P, H, W] -> a subject."""
+    def encode_subject(
+        self, pictures: Tensor | Sequence[Tensor], word: str, masks: Tensor | Sequence[Tensor | None] | None = None
+    ) -> Subject:
+        """P pictures [H, W, 3] in 0..1 of one person, their masks [H, W] -> a subject."""
         own_masks = [None] * len(pictures) if masks is None else masks
         size = self.moa.image_encoder.size
         prepared = [prepare_reference(p, m, size) for p, m in zip(pictures, own_masks, strict=True)]

@@ -2,6 +2,7 @@
 
 As FastComposer prepared FFHQ: BLIP-2 writes a caption, Mask2Former finds the people, and CLIP says which
 noun phrase of the caption is which of them. Records that are there already are kept, so a stopped run goes on.
+With --base, training.latents follows.
 """
 
 from __future__ import annotations
@@ -30,6 +31,9 @@ from transformers import (
     Mask2FormerForUniversalSegmentation,
 )
 
+from .base import load_base
+from .data import TooManyBroken
+from .latents import write_latents
 from .layout import bounding_box, is_written, write_names, write_record
 
 log = logging.getLogger(__name__)
@@ -225,12 +229,17 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--matcher", type=Path, required=True, help="folder of a CLIP (clip-vit-large-patch14)")
     parser.add_argument("--batch", type=int, default=8, help="(default %(default)s)")
     parser.add_argument("--workers", type=int, default=4, help="processes that read pictures (default %(default)s)")
+    parser.add_argument("--base", type=Path, help="what model.base of the training is: caches the pictures' latents")
+    parser.add_argument("--size", type=int, default=512, help="data.size of the training (default %(default)s)")
     args = parser.parse_args(argv)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
+        autoencoder = load_base(args.base).autoencoder.to(device) if args.base else None
         annotator = Annotator(args.captioner, args.segmenter, args.matcher, device)
         useful = prepare(args.pictures, args.out, annotator, args.batch, args.workers)
-    except (OSError, ValueError) as error:
+        if autoencoder is not None:
+            write_latents(args.out, autoencoder, args.size, args.batch, args.workers)
+    except (OSError, ValueError, TooManyBroken) as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 2
     print(f"{useful} records with people in {args.out}")

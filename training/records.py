@@ -1,7 +1,8 @@
 """One record of the layout in which FastComposer published FFHQ, read and checked.
 
 Per picture: <id>.jpg, <id>.json (caption; segments with id, bbox, coco_label and the start and end of their
-noun phrase) and <id>.npy (map of segment ids, 0 = background).
+noun phrase) and <id>.npy (map of segment ids, 0 = background). Ours beside them, where latents are cached
+(latents.py): <id>.latents.safetensors.
 
 The published boxes are named [h1, w1, h2, w2] and hold columns under h and rows under w. The map says the
 same thing without that trap and to the pixel, so boxes are taken from the map.
@@ -16,9 +17,16 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
+import torch
 from PIL import Image
+from safetensors import SafetensorError
+from safetensors.torch import load
+from torch import Tensor
 
 from moa_core.reference import SMALLEST
+
+LATENTS = "latents.safetensors"
+"""Ending of a record's cached latents."""
 
 Open = Callable[[Path], BinaryIO]
 """Opens one of a record's files; raises FileNotFoundError where it is missing."""
@@ -47,27 +55,38 @@ class Segment:
 
 @dataclass(frozen=True)
 class Record:
-    """One picture as stored. ids: [H, W], which segment each pixel shows."""
+    """One picture as stored.
+
+    ids: [H, W], which segment each pixel shows. moments: [2, 4, h, w] of its latents, where they were asked for.
+    """
 
     id: str
     image: Image.Image
     caption: str
     segments: list[Segment]
     ids: np.ndarray
+    moments: Tensor | None = None
 
 
-def read_record(folder: Path, name: str, label: str = "person", open: Open = open_file) -> Record:
-    """Reads and checks one record, keeping the segments with this coco_label. Raises BrokenRecord."""
-    image = _read_image(folder / f"{name}.jpg", open)
+def read_record(
+    folder: Path, name: str, label: str = "person", open: Open = open_file, latents: int | None = None
+) -> Record:
+    """Reads and checks one record, keeping the segments with this coco_label. Raises BrokenRecord.
+
+    latents: the size whose cached latents it must have; None leaves them alone.
+    """
+    image = read_image(folder / f"{name}.jpg", open)
     caption, segments = _read_caption(folder / f"{name}.json", open, label)
     ids = _read_map(folder / f"{name}.npy", open, image.size)
     for segment in segments:
         if not (ids == segment.id).any():
             raise BrokenRecord(folder / f"{name}.npy", f"pixels of segment {segment.id}", "none")
-    return Record(name, image, caption, segments, ids)
+    moments = read_moments(folder / f"{name}.{LATENTS}", latents, open) if latents else None
+    return Record(name, image, caption, segments, ids, moments)
 
 
-def _read_image(path: Path, open: Open) -> Image.Image:
+def read_image(path: Path, open: Open = open_file) -> Image.Image:
+    """A record's picture. Raises BrokenRecord."""
     try:
         with open(path) as file:
             image = Image.open(file).convert("RGB")
@@ -113,6 +132,21 @@ def _read_map(path: Path, open: Open, size: tuple[int, int]) -> np.ndarray:
         found = f"{ids.dtype} {list(ids.shape)}" if isinstance(ids, np.ndarray) else type(ids).__name__
         raise BrokenRecord(path, f"whole numbers {list(expected)} as the picture has pixels", found)
     return ids
+
+
+def read_moments(path: Path, size: int, open: Open = open_file) -> Tensor:
+    """Mean and standard deviation of a record's latents at this picture size, [2, 4, h, w]. Raises BrokenRecord."""
+    shape = [2, 4, size // 8, size // 8]
+    expected = f"latents for data.size {size}, which python -m training.latents writes"
+    try:
+        with open(path) as file:
+            stored = load(file.read())
+        moments = torch.stack([stored["mean"], stored["std"]]).float()
+    except (OSError, SafetensorError, KeyError, RuntimeError) as error:
+        raise BrokenRecord(path, expected, _why(error)) from error
+    if list(moments.shape) != shape:
+        raise BrokenRecord(path, expected, f"mean and std {list(moments.shape[1:])} instead of {shape[1:]}")
+    return moments
 
 
 def _why(error: Exception) -> str:

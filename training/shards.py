@@ -19,7 +19,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from tqdm import tqdm
 
 from training.data import BrokenRecords, Preparation, read_names
-from training.records import BrokenRecord, Record, read_record
+from training.records import LATENTS, BrokenRecord, Record, read_record
 
 ENDINGS = ("jpg", "json", "npy")
 SHUFFLED = 1000
@@ -37,16 +37,18 @@ def write_shards(data: Path, out: Path, records: int = 1000) -> int:
             unfinished = shard.with_name(f"unfinished-{shard.name}")
             with webdataset.TarWriter(str(unfinished)) as tar:
                 for name in names[start : start + records]:
-                    tar.write({"__key__": name} | {e: _bytes(data / name[:5] / f"{name}.{e}") for e in ENDINGS})
+                    tar.write({"__key__": name} | _files(data / name[:5], name))
             unfinished.replace(shard)
             count += 1
     return count
 
 
-def _bytes(path: Path) -> bytes:
-    if "." in path.stem:
-        raise ValueError(f"{path}: a shard's record must not have a dot in its name; rename it")
-    return path.read_bytes()
+def _files(folder: Path, name: str) -> dict[str, bytes]:
+    """A record's files by their endings, its cached latents among them where there are any."""
+    if "." in name:
+        raise ValueError(f"{folder / name}: a shard's record must not have a dot in its name; rename it")
+    endings = [*ENDINGS, LATENTS] if (folder / f"{name}.{LATENTS}").exists() else ENDINGS
+    return {ending: (folder / f"{name}.{ending}").read_bytes() for ending in endings}
 
 
 def find_shards(root: Path, split: str) -> list[Path]:
@@ -91,21 +93,21 @@ class ShardDataset(IterableDataset):
         for sample in stream:
             self.broken.reads += 1
             try:
-                yield self.preparation(_record(sample), rng)
+                yield self.preparation(_record(sample, self.preparation.latents), rng)
             except BrokenRecord as error:
                 self.broken.note(sample["__key__"], error)
 
 
-def _record(sample: dict) -> Record:
+def _record(sample: dict, latents: int | None) -> Record:
     """A sample of a shard, read and checked as a record of a folder is."""
 
     def open(path: Path) -> BinaryIO:
-        ending = path.suffix.removeprefix(".")
+        ending = path.name.partition(".")[2]
         if ending not in sample:
             raise FileNotFoundError
         return io.BytesIO(sample[ending])
 
-    return read_record(Path(sample["__url__"]), sample["__key__"], open=open)
+    return read_record(Path(sample["__url__"]), sample["__key__"], open=open, latents=latents)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -18,12 +18,13 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from moa_core.moa_file import save_moa
-from training.base import BaseError, load_base
+from training.base import BaseError
 from training.batch import Batch, Chance, EndlessSampler, collate
 from training.checkpoint import CheckpointError, checkpoints, load_checkpoint, save_checkpoint, stop_on_signal
 from training.config import Config, ConfigError, read_config
 from training.data import EmptySplit, SubjectDataset, TooManyBroken
-from training.finetune import Finetune, trained
+from training.finetune import build, trained
+from training.latents import check_latents, latents_of
 from training.pipeline import MoAPipeline
 from training.shards import ShardDataset, find_shards
 from training.validate import draw_sheet
@@ -42,10 +43,10 @@ def train(config: Config, resume: Path | None = None) -> None:
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
     )
     torch.manual_seed(run.seed)
-    base = load_base(config.model.base)
-    moa = base.fresh_moa(Path(config.model.image_encoder), config.model.router_hidden)
+    base, moa, model = build(config)
     base.to(accelerator.device)
-    model = Finetune(base, moa, config.loss, config.model.trainable_encoder_layers)
+    if config.data.cached_latents:
+        check_latents(Path(config.data.root), base.autoencoder, config.data.size)
     if run.checkpointing:
         base.unet.enable_gradient_checkpointing()
     parameters = trained(model)
@@ -67,7 +68,8 @@ def train(config: Config, resume: Path | None = None) -> None:
             save_checkpoint(
                 out / "checkpoints", parameters, optimizer, {"step": step, "config": config.to_dict()}, run.keep
             )
-            save_moa(moa, out / run.file)
+            if config.model.method != "ip_adapter":  # which is no MoA
+                save_moa(moa, out / run.file)
 
     with stop_on_signal() as stop:
         seconds, first = 0.0, step
@@ -78,7 +80,7 @@ def train(config: Config, resume: Path | None = None) -> None:
             figures: dict[str, float] = {}
             for batch, chance in itertools.islice(passes, optim.accumulate):
                 with accelerator.accumulate(wrapped):
-                    losses = wrapped(base.autoencoder.encode(batch.pictures, chance.encoding), batch, chance)
+                    losses = wrapped(latents_of(batch, chance, base.autoencoder), batch, chance)
                     accelerator.backward(losses["loss"])
                 for name, value in losses.items():
                     figures[name] = figures.get(name, 0.0) + float(value.detach()) / optim.accumulate
@@ -118,14 +120,14 @@ def batches(config: Config, accelerator: Accelerator, first: int) -> Iterator[tu
     size = (data.size // 8, data.size // 8)
     for n, batch in enumerate(loader(config, first, accelerator.process_index, count)):
         number = first + (n * count + accelerator.process_index) * optim.batch
-        chance = Chance.of(config.run.seed, number, optim.batch, size, config.loss.timesteps, config.loss.dropped)
+        chance = Chance.of(config.run.seed, number, optim.batch, size, config.loss)
         yield batch.to(accelerator.device), chance.to(accelerator.device)
 
 
 def loader(config: Config, first: int, process: int, processes: int) -> DataLoader:
     """Endless batches of one process. A folder of records starts at the first-th; shards start at a random place."""
     data, batch, seed = config.data, config.optimizer.batch, config.run.seed
-    reading = _reading(config) | {"smallest_crop": data.smallest_crop}
+    reading = _reading(config) | {"smallest_crop": data.smallest_crop, "cached_latents": data.cached_latents}
     options = {"collate_fn": collate, "num_workers": data.workers, "worker_init_fn": leave_signals}
     if find_shards(Path(data.root), "train"):
         reading |= {"seed": seed + first, "process": process, "processes": processes}

@@ -15,7 +15,7 @@ import json
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -56,14 +56,14 @@ class Case:
         return replace(self, references=[rows[1:] + rows[:1] for rows in self.references])
 
 
-def cases() -> Iterator[Case]:
+def cases(singles: int = SINGLES, pairs: int = PAIRS) -> Iterator[Case]:
     """The prompts: every place with every action, and pairs of any two words."""
-    for n in range(SINGLES):
+    for n in range(singles):
         rng = np.random.default_rng([n, 1])
         person = _person(rng, ACTIONS[n % 5], AGES[n % 3] if n % 4 else "adult", WORDS[(n // 2) % 2])
         people = [sample_identity(rng, person.word, person.age, held_out=True) for _ in range(PER_PROMPT)]
         yield Case(_scene(n, (person,)), [people], seed=n)
-    for n in range(PAIRS):
+    for n in range(pairs):
         rng = np.random.default_rng([n, 2])
         people = tuple(_person(rng, ACTIONS[(n + i) % 4], "adult", WORDS[(n >> i) % 2]) for i in range(2))
         rows = [_two_unlike(rng) for _ in range(PER_PROMPT)]
@@ -127,6 +127,15 @@ class Figures:
         self.sums[name] += float((values * weights).sum())
         self.counts[name] += float(weights.sum())
 
+    @classmethod
+    def total(cls, parts: Iterable[Figures]) -> Figures:
+        whole = cls()
+        for part in parts:
+            for name in part.sums:
+                whole.sums[name] += part.sums[name]
+                whole.counts[name] += part.counts[name]
+        return whole
+
     def __getitem__(self, name: str) -> float | None:
         return round(self.sums[name] / self.counts[name], 4) if self.counts[name] else None
 
@@ -145,6 +154,7 @@ def judge(figures: Figures, who: str, readout: Readout, case: Case, pictures: Te
             figures.add(f"{who}.{name}", logits[name].argmax(dim=1) == torch.tensor([row[name] for row in rows]))
     if len(people) == 2:
         figures.add(f"{who}.assigned", assigned(seen, wanted))
+        judge_leak(figures, who, seen, wanted)
 
 
 def answers(case: Case) -> list[list[dict[str, int]]]:
@@ -176,6 +186,20 @@ def preference(seen: list[dict[str, Tensor]], wanted: list[list[dict[str, int]]]
     return score(0, 0) + score(1, 1) - score(0, 1) - score(1, 0)
 
 
+def judge_leak(figures: Figures, who: str, seen: list[dict[str, Tensor]], wanted: list[list[dict[str, int]]]) -> None:
+    """How often one of two people shows what only the other one's reference does, of all that tells the two apart."""
+    for name in IDENTITY:
+        own = torch.tensor([[row[name] for row in rows] for rows in wanted])  # [2, B]
+        shown = torch.stack([logits[name].argmax(dim=1) for logits in seen])
+        figures.add(f"{who}.leak", shown == own.flip(0), weights=own != own.flip(0))
+
+
+def judge_layout(figures: Figures, who: str, a: Tensor, b: Tensor) -> None:
+    """How differently people [B, H, W] stand in two pictures of the same prompt and references: 1 - overlap."""
+    overlap = (a & b).sum(dim=(1, 2)) / (a | b).sum(dim=(1, 2)).clamp(min=1)
+    figures.add(f"{who}.layout", 1 - overlap)
+
+
 def judge_change(figures: Figures, people: Tensor, a: Tensor, b: Tensor) -> None:
     """Mean absolute change (of a range of 1) between pictures [B, 3, H, W] in -1..1, by people [B, H, W]."""
     grown = F.max_pool2d(people.float(), 2 * GROW + 1, stride=1, padding=GROW)
@@ -191,20 +215,45 @@ def judge_routers(figures: Figures, people: Tensor, area: Tensor) -> None:
     figures.add("router.outside", area, 1 - inside)
 
 
+@torch.no_grad()
+def measure_prior(pipeline: MoAPipeline, readout: Readout, case: Case) -> Figures:
+    """What the judges see in the prior's pictures of a prompt, all of other noise."""
+    figures, started = Figures(), time.monotonic()
+    pictures = draw(pipeline, case, strength=0.0).pictures
+    figures.add("prior.seconds", torch.tensor([time.monotonic() - started]) / PER_PROMPT)
+    judge(figures, "prior", readout, case, pictures)
+    if len(case.references) == 1:
+        people = readout.people(pictures)
+        judge_layout(figures, "prior", people, people.roll(-1, 0))
+    return figures
+
+
+@torch.no_grad()
+def measure_moa(pipeline: MoAPipeline, readout: Readout, case: Case, subject_cfg: float | None = None) -> Figures:
+    """What they see in MoA's, with each reference and its exchange."""
+    figures, both, started = Figures(), [], time.monotonic()
+    for one in (case, case.exchanged()):
+        both.append(draw(pipeline, one, subject_cfg=subject_cfg))
+    figures.add("moa.seconds", torch.tensor([time.monotonic() - started]) / (2 * PER_PROMPT))
+    people = [readout.people(drawn.pictures) for drawn in both]
+    for one, drawn, where in zip((case, case.exchanged()), both, people, strict=True):
+        judge(figures, "moa", readout, one, drawn.pictures)
+        judge_routers(figures, where, drawn.area)
+    judge_change(figures, people[0] | people[1], both[0].pictures, both[1].pictures)
+    if len(case.references) == 1:  # the n-th exchanged picture shows whom the n + 1st shows before
+        judge_layout(figures, "moa", people[1], people[0].roll(-1, 0))
+    return figures
+
+
 def measure(pipeline: MoAPipeline, readout: Readout, subject_cfg: float | None = None) -> dict:
     """Every figure, on prompts and people that are always the same; subject_cfg: see MoAPipeline."""
-    figures, started = Figures(), time.monotonic()
+    started = time.monotonic()
     renders = accuracy(readout, draw_renders(0, TEST, TEST_SCENES))
     print("judges on held-out renders:", ", ".join(f"{k} {v:.3f}" for k, v in renders.items()), flush=True)
-    everything = list(cases())
-    for case in tqdm(everything, desc="sampling", unit="prompt"):
-        judge(figures, "prior", readout, case, draw(pipeline, case, strength=0.0).pictures)
-        both = [draw(pipeline, one, subject_cfg=subject_cfg) for one in (case, case.exchanged())]
-        for one, drawn in zip((case, case.exchanged()), both, strict=True):
-            judge(figures, "moa", readout, one, drawn.pictures)
-            judge_routers(figures, readout.people(drawn.pictures), drawn.area)
-        a, b = (drawn.pictures for drawn in both)
-        judge_change(figures, readout.people(a) | readout.people(b), a, b)
+    parts: list[Figures] = []
+    for case in tqdm(list(cases()), desc="sampling", unit="prompt"):
+        parts += [measure_prior(pipeline, readout, case), measure_moa(pipeline, readout, case, subject_cfg)]
+    figures = Figures.total(parts)
     change = figures.part("change.")
     change["outside/inside"] = round(change["outside"] / change["inside"], 4) if change["inside"] else None
     return {
@@ -213,7 +262,7 @@ def measure(pipeline: MoAPipeline, readout: Readout, subject_cfg: float | None =
         "moa": figures.part("moa."),
         "change": change,
         "router": figures.part("router."),
-        "pictures": 3 * PER_PROMPT * len(everything),
+        "pictures": 3 * PER_PROMPT * (SINGLES + PAIRS),
         "seconds": round(time.monotonic() - started),
     }
 
@@ -221,7 +270,8 @@ def measure(pipeline: MoAPipeline, readout: Readout, subject_cfg: float | None =
 def table(result: dict) -> str:
     """The figures for people to read."""
     lines = [f"{'share of right answers':32}{'renders':>9}{'prior':>9}{'MoA':>9}"]
-    names = {name: name for name in (*CONTEXT, *IDENTITY)} | {"assigned": "two people at the right words"}
+    names = {name: name for name in (*CONTEXT, *IDENTITY)}
+    names |= {"assigned": "two people at the right words", "leak": "one of two shows the other's"}
     for key, name in names.items():
         row = [_number(result[who].get(key)) for who in ("renders", "prior", "moa")]
         lines.append(f"{name:32}" + "".join(f"{cell:>9}" for cell in row))

@@ -48,9 +48,14 @@ class NarrowVAE(nn.Module):
         self.apply(_start)
         self.to(memory_format=torch.channels_last)
 
+    def moments(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
+        """[B, 3, H, W] in -1..1 -> the latents [B, 4, H / 8, W / 8], and their standard deviation: 0."""
+        latents = self.encoder["layers"](pictures / 2 + 0.5)
+        return latents, torch.zeros_like(latents)
+
     def encode(self, pictures: Tensor, noise: Tensor | None = None) -> Tensor:
         """[B, 3, H, W] in -1..1 -> latents [B, 4, H / 8, W / 8] of about unit variance; there is nothing to sample."""
-        return self.encoder["layers"](pictures / 2 + 0.5)
+        return self.moments(pictures)[0]
 
     def decode(self, latents: Tensor) -> Tensor:
         """[B, 4, h, w] -> [B, 3, 8h, 8w] in -1..1."""

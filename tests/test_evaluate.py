@@ -1,0 +1,199 @@
+"""The paper's evaluation, on the toy models that ship with the pack and judges with random weights."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from facenet_pytorch import InceptionResnetV1
+from PIL import Image
+from safetensors.torch import save_file
+from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPVisionConfig, CLIPVisionModel
+
+from training.evaluate import main
+from training.evaluation.faces import FaceJudge, identity_preservation
+from training.evaluation.references import Person, read_people
+from training.evaluation.shots import Shot
+from training.evaluation.statistics import interval, ratio_interval
+from training.tokenizer import clip_tokenizer, tokenize
+from training.toy.draw import draw_person
+from training.toy.world import sample_identity
+
+MODELS = Path(__file__).parent.parent / "models"
+TINY = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+FACES = {"ann": 0, "bob": 6}
+"""MTCNN takes these toy people's faces for faces, and most others' not."""
+FACELESS = 2
+
+
+def portrait(seed: int) -> tuple[Image.Image, Image.Image]:
+    """A toy person and their mask."""
+    word = ("man", "woman")[seed % 2]
+    picture, mask = draw_person(sample_identity(np.random.default_rng(seed), word, "adult"), word)
+    return picture, Image.fromarray(mask)
+
+
+@pytest.fixture(scope="module")
+def judges(tmp_path_factory) -> Path:
+    """facenet.safetensors as the published file, with its classifier, and a tiny CLIP."""
+    folder = tmp_path_factory.mktemp("judges")
+    torch.manual_seed(0)
+    save_file(InceptionResnetV1(classify=True, num_classes=3).state_dict(), folder / "facenet.safetensors")
+    text = TINY | {"vocab_size": 49408, "max_position_embeddings": 77, "eos_token_id": 49407}
+    vision = TINY | {"image_size": 16, "patch_size": 8}
+    clip = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=8))
+    clip.save_pretrained(folder / "clip")
+    size = {"height": 16, "width": 16}
+    CLIPProcessor(CLIPImageProcessor(size=size, crop_size=size), clip_tokenizer()).save_pretrained(folder / "clip")
+    CLIPVisionModel(CLIPVisionConfig(**vision)).save_pretrained(folder / "half")
+    return folder
+
+
+@pytest.fixture
+def command(judges, tmp_path) -> dict[str, str]:
+    """What the user gives: two people with a picture each, a prompt for one and a prompt for two."""
+    for name, seed in FACES.items():
+        folder = tmp_path / "subjects" / name
+        folder.mkdir(parents=True)
+        picture, mask = portrait(seed)
+        picture.save(folder / "1.png")
+        mask.save(folder / "1.mask.png")
+    (tmp_path / "subjects/ann/word.txt").write_text("woman\n")
+    (tmp_path / "prompts.txt").write_text("a <subject> on a beach\n\na <subject> and a <subject> in a park\n")
+    return {
+        "--base": str(MODELS / "checkpoints/moa-toy-base.safetensors"),
+        "--moa": str(MODELS / "moa/moa-toy.safetensors"),
+        "--subjects": str(tmp_path / "subjects"),
+        "--prompts": str(tmp_path / "prompts.txt"),
+        "--out": str(tmp_path / "out"),
+        "--facenet": str(judges / "facenet.safetensors"),
+        "--clip": str(judges / "clip"),
+        "--images": "2",
+        "--steps": "2",
+    }
+
+
+def run(command: dict[str, str], **changed) -> int:
+    options = command | {f"--{name}": str(value) for name, value in changed.items()}
+    return main(["paper", *(text for pair in options.items() for text in pair)])
+
+
+def test_an_evaluation_goes_on_where_it_was_and_scores_what_lies_there(command, capsys):
+    out = Path(command["--out"])
+    assert run(command, images=1) == 0
+    first = {path: path.stat().st_mtime_ns for path in out.glob("*/*")}
+    assert sorted(p.name for p in first if p.suffix == ".png") == ["0-0.png", "0-0.png", "1-0.png", "1-0.png"]
+    # What two steps give has no face; the reference itself, in its place, is its subject to a hair.
+    assert json.loads((out / "result.json").read_text())["all"]["face_missing"] == 4
+    Image.open(Path(command["--subjects"]) / "ann/1.png").save(out / "ann/0-0.png")
+    (out / "bob/1-0.png").unlink()
+    gone = (out / "bob/1-0.json").read_bytes()
+    assert run(command) == 0
+
+    assert (out / "bob/1-0.json").read_bytes() == gone  # drawn again, it is the same picture
+    now = {path: path.stat().st_mtime_ns for path in out.glob("*/*")}
+    changed = {path.relative_to(out).as_posix() for path in first if now[path] != first[path]}
+    assert changed == {"ann/0-0.png", "ann/0-0.json", "bob/1-0.png"} and len(now) == 16
+    scores = {path.relative_to(out).as_posix(): json.loads(path.read_text()) for path in out.glob("*/*.json")}
+    assert scores["ann/0-0.json"]["identity"] == pytest.approx(1.0, abs=1e-5)
+    assert scores["ann/0-1.json"]["identity"] == 0.0 and scores["ann/0-1.json"]["face_missing"]
+
+    result = json.loads((out / "result.json").read_text())
+    assert (result["all"]["pictures"], result["all"]["face_missing"]) == (8, 7)
+    assert result["all"]["identity"]["mean"] == pytest.approx(1 / 8, abs=1e-5)
+    beach, park = result["prompts"]
+    assert beach["identity"] == pytest.approx({"mean": 0.25, "low": 0.0, "high": 0.5}, abs=1e-5)
+    assert park["pictures"] == 4 and park["identity"]["high"] == 0.0
+    consistency = [score["prompt_consistency"] for score in scores.values()]
+    assert result["all"]["prompt_consistency"]["mean"] == pytest.approx(np.mean(consistency))
+    assert -1 <= min(consistency) < max(consistency) <= 1
+    printed, written = capsys.readouterr().out, (out / "result.md").read_text()
+    assert written in printed and r"| a \<subject> on a beach | 0.250 (0.000 to 0.500) |" in written
+    assert "2 subjects" in written
+
+
+def test_other_settings_do_not_mix_into_a_folder(command, capsys):
+    assert run(command, images=1) == 0
+    Path(command["--prompts"]).write_text("a <subject> in a park\n")
+    assert run(command, images=1, steps=3) == 2
+    assert f"{command['--out']} holds an evaluation with other settings (steps, prompts)" in capsys.readouterr().err
+
+
+def test_what_cannot_be_used_is_named(command, judges, capsys):
+    def refusal(**changed) -> str:
+        assert run(command, **changed) == 2
+        return capsys.readouterr().err
+
+    assert "does not hold an InceptionResnetV1" in refusal(facenet=MODELS / "moa/moa-toy.safetensors")
+    assert "found clip_vision_model at" in refusal(clip=judges / "half")
+    assert f"found none at {judges / 'nowhere'}" in refusal(clip=judges / "nowhere")
+    assert "needs <subject>" in refusal(prompts=write(command, "a person on a beach"))
+    assert "as a word by itself" in refusal(prompts=write(command, "a <subject>like thing"))
+    assert "for 3 people: --subjects holds only 2" in refusal(prompts=write(command, "<subject> <subject> <subject>"))
+    assert "beyond CLIP's 77 tokens" in refusal(prompts=write(command, "a " * 76 + "<subject>"))
+    folder = Path(command["--subjects"]) / "ann"
+    portrait(FACELESS)[0].save(folder / "2.jpg")
+    assert f"{folder / '2.jpg'} shows no face" in refusal()
+    (folder / "2.jpg").write_bytes(b"no picture")
+    assert f"{folder / '2.jpg'} cannot be read" in refusal()
+    assert not Path(command["--out"]).exists()
+
+
+def write(command: dict[str, str], prompt: str) -> Path:
+    path = Path(command["--prompts"]).with_name("other.txt")
+    path.write_text(prompt)
+    return path
+
+
+def test_faces_come_the_largest_first_and_references_may_be_of_several_sizes(judges, command):
+    judge = FaceJudge(judges / "facenet.safetensors", torch.device("cpu"))
+    ann, bob = read_people(Path(command["--subjects"]))
+    (small,), (large,) = ann.pictures.values(), bob.pictures.values()
+    both = Image.new("RGB", (400, 256))
+    both.paste(small, (0, 64))
+    both.paste(large.resize((256, 256)), (136, 0))
+    faces = judge.faces(both)
+    assert faces.shape == (2, 512) and judge.faces(large.resize((16, 16))).shape == (0, 512)
+    alone = [judge.reference(person.pictures) for person in (bob, ann)]
+    assert faces[1] @ alone[1] > faces[0] @ alone[1]
+    merged = judge.reference(ann.pictures | {Path("2"): small.resize((256, 256))})
+    assert merged.norm() == pytest.approx(1.0) and merged @ alone[1] > 0.5
+    assert (ann.word, bob.word) == ("woman", "person") and ann.masks[0].shape == (128, 128)
+
+
+def unit(*degrees: float) -> torch.Tensor:
+    angle = torch.deg2rad(torch.tensor(degrees))
+    return torch.stack([angle.cos(), angle.sin()], dim=1)
+
+
+def test_faces_go_to_the_surest_subject_and_the_worst_counts():
+    ann, both = unit(0), unit(0, 90)
+    assert identity_preservation(unit(60), ann) == pytest.approx(0.5)
+    assert identity_preservation(unit(60, 0), ann) == pytest.approx(0.5)  # a smaller face is no subject's
+    assert identity_preservation(unit(120), ann) == 0.0
+    assert identity_preservation(unit(), ann) == identity_preservation(unit(0), both) == 0.0
+    assert identity_preservation(unit(80, 30), both) == pytest.approx(np.cos(np.pi / 6))
+    # Both faces are nearest to the second subject; the surer one keeps it, the first gets what is left.
+    assert identity_preservation(unit(60, 85), both) == pytest.approx(0.5)
+
+
+def test_subjects_bind_to_their_placeholders_whatever_else_the_prompt_says():
+    people = tuple(Person(name, "man", {}, []) for name in "ab")
+    shot = Shot(people, 0, "a man paints a <subject> and a <subject>", 0)
+    words = clip_tokenizer().convert_ids_to_tokens(tokenize(shot.prompt))
+    positions = [binding.position for binding in shot.bindings(people)]
+    assert [words[p] for p in positions] == ["man</w>"] * 2 and positions == [5, 8]
+    assert shot.seed(0) != shot.seed(1) != Shot(people, 0, shot.template, 1).seed(1)
+
+
+def test_intervals_are_those_of_the_groups():
+    assert interval([0.25]) == (0.25, 0.25, 0.25)
+    assert interval([0, 1]) == (0.5, 0.0, 1.0)  # a quarter of the draws is (0, 0), a quarter (1, 1)
+    mean, low, high = interval(np.arange(100) % 2)
+    assert mean == 0.5 and low == pytest.approx(0.402, abs=0.02) and high == pytest.approx(0.598, abs=0.02)
+    assert ratio_interval([1, 2, 3], [2, 2, 4]) == (0.75, 0.5, 1.0)
+    assert ratio_interval([0, 3], [0, 4]) == (0.75, 0.75, 0.75)
+    assert ratio_interval(*np.random.rand(2, 9)) != ratio_interval(*np.random.rand(2, 9), seed=1)
+    with pytest.raises(ValueError, match="something to average"):
+        interval([])

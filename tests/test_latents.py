@@ -1,0 +1,137 @@
+"""Cached latents: the same step as without, kept over interruptions, and clear when they are missing."""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import AutoencoderKL
+from safetensors import safe_open
+from test_training import config, toy  # noqa: F401 (a fixture)
+
+from training.base import KLAutoencoder, load_base
+from training.batch import Batch, Chance
+from training.config import Config, ConfigError
+from training.finetune import build, trained
+from training.latents import check_latents, latents_of, main, write_latents
+from training.shards import write_shards
+from training.train import loader, train
+from training.train import main as train_main
+
+PACK = Path(__file__).parent.parent
+BASE = PACK / "models/checkpoints/moa-toy-base.safetensors"
+
+
+@pytest.fixture
+def folder(toy, tmp_path) -> Path:  # noqa: F811
+    """The data set, as a copy of its own."""
+    return Path(shutil.copytree(toy / "data", tmp_path / "data"))
+
+
+def settings(toy: Path, root: Path, cached: bool, size: int = 128) -> Config:  # noqa: F811
+    plain = config(toy, root.parent / "run", 1)
+    data = dataclasses.replace(plain.data, root=str(root), size=size, smallest_crop=1.0, background="neutral")
+    return dataclasses.replace(
+        plain,
+        model=dataclasses.replace(plain.model, base=str(BASE)),
+        data=dataclasses.replace(data, cached_latents=cached),
+    )
+
+
+def first_batch(toy: Path, root: Path, cached: bool) -> Batch:  # noqa: F811
+    return next(iter(loader(settings(toy, root, cached), 0, 0, 1)))
+
+
+def kl_autoencoder() -> KLAutoencoder:
+    torch.manual_seed(0)
+    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
+    return KLAutoencoder(AutoencoderKL(**blocks, block_out_channels=(8,) * 4, norm_num_groups=4)).eval()
+
+
+def test_a_step_with_cached_latents_is_the_step_without(toy, folder):  # noqa: F811
+    assert main(["--data", str(folder), "--base", str(BASE), "--size", "128", "--workers", "0"]) == 0
+    plain, cached = (first_batch(toy, folder, flag) for flag in (False, True))
+    assert torch.equal(plain.pictures, cached.pictures) and torch.equal(plain.references, cached.references)
+    assert plain.moments is None and cached.moments.shape == (2, 2, 4, 16, 16)
+    cached.pictures = torch.zeros_like(cached.pictures)  # nobody looks at them
+    base, _, model = build(settings(toy, folder, True))
+    chance = Chance.of(0, 0, 2, (16, 16), model.loss)
+    steps = []
+    for batch in (plain, cached):
+        loss = model(latents_of(batch, chance, base.autoencoder), batch, chance)["loss"]
+        steps.append((loss.detach(), torch.autograd.grad(loss, list(trained(model).values()), allow_unused=True)))
+    torch.testing.assert_close(*(loss for loss, _ in steps), rtol=1e-3, atol=0)
+    norms = [sum(float(g.square().sum()) for g in gradients if g is not None) ** 0.5 for _, gradients in steps]
+    assert norms[0] > 0 and norms[1] == pytest.approx(norms[0], rel=1e-2)
+    train(settings(toy, folder, True))
+    assert (folder.parent / "run/moa.safetensors").exists()
+
+
+def test_an_autoencoders_spread_is_cached_too(toy, folder):  # noqa: F811
+    autoencoder = kl_autoencoder()
+    write_latents(folder, autoencoder, 128)
+    batch = first_batch(toy, folder, True)
+    noise = torch.randn(2, 4, 16, 16)
+    chance = Chance.of(0, 0, 2, (16, 16), settings(toy, folder, True).loss)
+    expected = autoencoder.encode(batch.pictures, chance.encoding)
+    assert not torch.allclose(expected, autoencoder.encode(batch.pictures, noise))
+    torch.testing.assert_close(latents_of(batch, chance, autoencoder), expected, rtol=1e-2, atol=2e-3)
+
+
+def test_what_is_there_is_kept_and_what_is_not_is_made(folder, caplog):
+    autoencoder = kl_autoencoder()
+    names = (folder / "image_ids.txt").read_text().split()
+    files = [folder / name[:5] / f"{name}.latents.safetensors" for name in names]
+    jpg = files[0].with_name(f"{names[0]}.jpg")
+    whole = jpg.read_bytes()
+    jpg.write_bytes(b"no picture")
+    assert write_latents(folder, autoencoder, 32, batch=5) == len(names) - 1
+    assert not files[0].exists() and names[0] in caplog.text
+    jpg.write_bytes(whole)
+    files[1].write_bytes(files[1].read_bytes()[:-9])
+    autoencoder.vae.decoder.conv_in.weight.data += 1  # latents do not depend on it
+    before = {file: file.stat().st_mtime_ns for file in files[2:]}
+    assert write_latents(folder, autoencoder, 32) == 2
+    assert before == {file: file.stat().st_mtime_ns for file in files[2:]}
+    autoencoder.vae.encoder.conv_in.weight.data += 1
+    assert write_latents(folder, autoencoder, 32) == len(names)
+    with safe_open(files[0], "pt") as file:
+        assert file.get_tensor("std").dtype == torch.float16 and file.get_slice("mean").get_shape() == [4, 4, 4]
+    assert not list(folder.rglob("*.tmp"))
+
+
+def test_missing_and_other_latents_are_said_in_a_sentence(toy, folder, capsys):  # noqa: F811
+    run = folder.parent / "run.yaml"
+
+    def refusal(size: int = 128) -> str:
+        run.write_text(json.dumps(settings(toy, folder, True, size).to_dict()))
+        assert train_main(["--config", str(run)]) == 2
+        return capsys.readouterr().err
+
+    assert "holds no latents" in (said := refusal()) and f"python -m training.latents --data {folder}" in said
+    write_latents(folder, load_base(BASE).autoencoder, 128)
+    assert "'size': '64'" in (said := refusal(64)) and "python -m training.latents" in said
+    with pytest.raises(ConfigError, match="made with other settings"):
+        check_latents(folder, kl_autoencoder(), 128)
+    files = sorted(folder.rglob("*.latents.safetensors"))
+    for file in files[1:]:  # a few are broken records, so many a damaged data set
+        file.unlink()
+    with pytest.raises(Exception, match=r"are broken.*python -m training.latents writes, found no such file"):
+        for batch in loader(settings(toy, folder, True), 0, 0, 1):
+            assert set(batch.captions)
+
+
+def test_shards_carry_the_latents(toy, folder, tmp_path):  # noqa: F811
+    autoencoder = load_base(BASE).autoencoder
+    write_shards(folder, tmp_path / "bare")
+    with pytest.raises(ConfigError, match="holds no latents"):
+        check_latents(tmp_path / "bare", autoencoder, 128)
+    write_latents(folder, autoencoder, 128)
+    write_shards(folder, tmp_path / "shards")
+    check_latents(tmp_path / "shards", autoencoder, 128)
+    batch = first_batch(toy, tmp_path / "shards", True)
+    expected = torch.stack(autoencoder.moments(batch.pictures), dim=1)
+    torch.testing.assert_close(batch.moments, expected, rtol=1e-3, atol=1e-3)
+    assert first_batch(toy, tmp_path / "shards", False).moments is None

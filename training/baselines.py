@@ -1,0 +1,100 @@
+"""What MoA is compared with, trained by the same loop on the same records: `model.method` of the configuration."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from moa_core.address import Address
+from moa_core.expert import Expert
+from moa_core.moa import ATTENTIONS, MoA
+from moa_core.moa_layer import MoALayer
+from training.losses import WatchedCall
+
+SATURATED = 60.0
+"""A router's bias that leaves nothing to the other side: softmax over (-60, 60) is (0, 1) in float32."""
+IMAGE_TOKENS = 4
+"""Tokens that IP-Adapter makes of one picture."""
+
+
+def make(method: str, moa: MoA) -> type[WatchedCall]:
+    """Turn a fresh MoA into the method, freeze what does not belong to it, and return its kind of U-Net call."""
+    if method == "moa_without_spacetime":
+        nn.init.zeros_(moa.mixture.subject_prompt.position.weight)
+        nn.init.zeros_(moa.mixture.subject_prompt.position.bias)
+        moa.mixture.subject_prompt.position.requires_grad_(False)
+    elif method == "cross_attention":
+        _finetune_in_place(moa)
+    elif method == "ip_adapter":
+        _decouple(moa)
+        return ImageCall
+    return WatchedCall
+
+
+def _finetune_in_place(moa: MoA) -> None:
+    """No MoA layer, as in FastComposer: self-attention is the prior's, cross-attention the expert's, everywhere."""
+    for address in moa.config.blocks:
+        for attention in ATTENTIONS:
+            layer = moa.mixture.layer(address, attention)
+            side = SATURATED if attention == "attn2" else -SATURATED
+            layer.router.choice.bias.data = torch.tensor([-side, side])
+            layer.router.requires_grad_(False)
+            layer.expert.requires_grad_(attention == "attn2")
+
+
+def _decouple(moa: MoA) -> None:
+    """IP-Adapter (Ye et al., 2023): keys and values for image tokens, started as the prior's; all else frozen."""
+    for address in moa.config.blocks:
+        for attention in ATTENTIONS:
+            layer: MoALayer = moa.mixture.layer(address, attention).requires_grad_(False)
+            if attention == "attn2":
+                layer.expert.to_k.requires_grad_(True)
+                layer.expert.to_v.requires_grad_(True)
+    moa.mixture.subject_prompt = ImageTokens(moa.config.feature_dim, moa.config.text_dim)
+
+
+class ImageTokens(nn.Module):
+    """Features [..., F] -> tokens [..., IMAGE_TOKENS, D] as wide as the text's."""
+
+    def __init__(self, feature_dim: int, text_dim: int):
+        super().__init__()
+        self.project = nn.Linear(feature_dim, IMAGE_TOKENS * text_dim)
+        self.norm = nn.LayerNorm(text_dim)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.norm(rearrange(self.project(features), "... (n d) -> ... n d", n=IMAGE_TOKENS))
+
+
+class ImageCall(WatchedCall):
+    """Adds attention to image tokens to the prior's cross-attention. No word is bound, and nothing is routed."""
+
+    def __init__(self, mixture: nn.Module, context: Tensor, timestep: Tensor, bound: Any = None, *options: Any):
+        super().__init__(mixture, context, timestep, None, *options)
+        rows, width = len(context), mixture.config.feature_dim
+        people = 1 if bound is None else int(bound.rows.bincount(minlength=rows).max())
+        features = context.new_zeros(rows, people, width)  # a row without a picture: that of nothing
+        present = torch.zeros(rows, people, dtype=torch.bool, device=context.device)
+        present[:, 0] = True
+        if bound is not None:
+            where = bound.rows.to(context.device)
+            earlier = where[:, None] == where[None, :]
+            place = earlier.tril(-1).sum(dim=1)  # [K]: how many of the row came before
+            features = features.index_put((where, place), bound.features.to(context))
+            present[where, place] = True
+        self.tokens = rearrange(mixture.subject_prompt(features), "b s n d -> b (s n) d")
+        self.present = present.repeat_interleave(IMAGE_TOKENS, dim=1)[:, None, None]  # [B, 1, 1, S * n]
+
+    def mix(self, address: Address, attention: str, h: Tensor, prior: Tensor) -> Tensor:
+        self.shares[address, attention] = h.new_zeros(h.shape[:2])
+        if attention == "attn1":
+            return prior
+        expert: Expert = self.mixture.layer(address, attention).expert
+        q, k, v = expert.to_q(h), expert.to_k(self.tokens), expert.to_v(self.tokens)
+        q, k, v = (rearrange(x, "b n (heads d) -> b heads n d", heads=expert.heads) for x in (q, k, v))
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=self.present)
+        # The sum of both attentions goes through to_out; the prior's share of it, bias included, has been there.
+        return prior + self.strength * F.linear(rearrange(out, "b heads n d -> b n (heads d)"), expert.to_out[0].weight)

@@ -1,0 +1,76 @@
+"""python -m training.evaluate toy|paper: how well a MoA works.
+
+toy    MoA beside its baselines in the toy world -> training/RESULTS.md
+paper  the paper's protocol on a MoA, with MTCNN, FaceNet and CLIP (training/evaluation/paper.py)
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from PIL import Image
+
+from training.config import read_config
+from training.evaluation.paper import Sampling, paper
+from training.evaluation.report import table
+from training.layout import write_whole
+from training.toy.evidence import PICTURE, evidence, report
+
+HERE = Path(__file__).parent
+
+
+def add_toy(commands: argparse._SubParsersAction) -> None:
+    toy = commands.add_parser("toy", help="MoA beside its baselines in the toy world -> training/RESULTS.md")
+    toy.add_argument("--run", type=Path, default=Path("runs/toy/evidence"), help="runs and figures (%(default)s)")
+    toy.set_defaults(run_mode=_toy)
+
+
+def _toy(args: argparse.Namespace) -> str:
+    args.run.mkdir(parents=True, exist_ok=True)
+    text = report(evidence(read_config(HERE / "configs/toy.yaml"), args.run))
+    Image.open(args.run / "evidence.png").save(HERE / PICTURE, quality=90)
+    write_whole(HERE / "RESULTS.md", text.encode())
+    return text
+
+
+def add_paper(commands: argparse._SubParsersAction) -> None:
+    one = commands.add_parser("paper", help="the paper's protocol: identity by MTCNN and FaceNet, prompt by CLIP")
+    one.add_argument("--base", type=Path, required=True, help="Stable Diffusion 1.5 folder in diffusers' format")
+    one.add_argument("--moa", type=Path, required=True, help="MoA file")
+    one.add_argument("--subjects", type=Path, required=True, help="folder with a folder of pictures per subject")
+    one.add_argument("--prompts", type=Path, required=True, help="text file, one prompt with <subject> a line")
+    one.add_argument("--out", type=Path, required=True, help="folder of the results, new or from an earlier run")
+    one.add_argument("--facenet", type=Path, required=True, help="FaceNet's weights as .safetensors")
+    one.add_argument("--clip", type=Path, required=True, help="folder of a CLIP (clip-vit-large-patch14)")
+    one.add_argument("--images", type=int, default=4, help="for each subject and prompt (default %(default)s)")
+    one.add_argument("--steps", type=int, default=30, help="of UniPC (default %(default)s)")
+    one.add_argument("--cfg", type=float, default=5.0, help="(default %(default)s)")
+    one.add_argument("--seed", type=int, default=0, help="(default %(default)s)")
+    one.set_defaults(run_mode=_paper)
+
+
+def _paper(args: argparse.Namespace) -> str:
+    files = {name: getattr(args, name) for name in ("base", "moa", "subjects", "prompts", "out", "facenet", "clip")}
+    return table(paper(**files, images=args.images, sampling=Sampling(args.steps, args.cfg, args.seed)))
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m training.evaluate", description=__doc__.split(": ", 1)[1])
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    commands = parser.add_subparsers(required=True)
+    add_toy(commands)
+    add_paper(commands)
+    args = parser.parse_args(argv)
+    try:
+        text = args.run_mode(args)
+    except (OSError, ValueError) as error:
+        print(f"{parser.prog}: {error}", file=sys.stderr)
+        return 2
+    print(text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
