@@ -9,7 +9,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 from safetensors import safe_open
-from test_training import config, toy  # noqa: F401 (a fixture)
+from toy_run import PACK, config
 
 from training.base import KLAutoencoder, load_base
 from training.batch import Batch, Chance
@@ -20,17 +20,16 @@ from training.shards import write_shards
 from training.train import loader, train
 from training.train import main as train_main
 
-PACK = Path(__file__).parent.parent
 BASE = PACK / "models/checkpoints/moa-toy-base.safetensors"
 
 
 @pytest.fixture
-def folder(toy, tmp_path) -> Path:  # noqa: F811
+def folder(toy, tmp_path) -> Path:
     """The data set, as a copy of its own."""
     return Path(shutil.copytree(toy / "data", tmp_path / "data"))
 
 
-def settings(toy: Path, root: Path, cached: bool, size: int = 128) -> Config:  # noqa: F811
+def settings(toy: Path, root: Path, cached: bool, size: int = 128) -> Config:
     plain = config(toy, root.parent / "run", 1)
     data = dataclasses.replace(plain.data, root=str(root), size=size, smallest_crop=1.0, background="neutral")
     return dataclasses.replace(
@@ -40,7 +39,7 @@ def settings(toy: Path, root: Path, cached: bool, size: int = 128) -> Config:  #
     )
 
 
-def first_batch(toy: Path, root: Path, cached: bool) -> Batch:  # noqa: F811
+def first_batch(toy: Path, root: Path, cached: bool) -> Batch:
     return next(iter(loader(settings(toy, root, cached), 0, 0, 1)))
 
 
@@ -50,7 +49,7 @@ def kl_autoencoder() -> KLAutoencoder:
     return KLAutoencoder(AutoencoderKL(**blocks, block_out_channels=(8,) * 4, norm_num_groups=4)).eval()
 
 
-def test_a_step_with_cached_latents_is_the_step_without(toy, folder):  # noqa: F811
+def test_a_step_with_cached_latents_is_the_step_without(toy, folder):
     assert main(["--data", str(folder), "--base", str(BASE), "--size", "128", "--workers", "0"]) == 0
     plain, cached = (first_batch(toy, folder, flag) for flag in (False, True))
     assert torch.equal(plain.pictures, cached.pictures) and torch.equal(plain.references, cached.references)
@@ -69,7 +68,7 @@ def test_a_step_with_cached_latents_is_the_step_without(toy, folder):  # noqa: F
     assert (folder.parent / "run/moa.safetensors").exists()
 
 
-def test_an_autoencoders_spread_is_cached_too(toy, folder):  # noqa: F811
+def test_an_autoencoders_spread_is_cached_too(toy, folder):
     autoencoder = kl_autoencoder()
     write_latents(folder, autoencoder, 128)
     batch = first_batch(toy, folder, True)
@@ -102,7 +101,7 @@ def test_what_is_there_is_kept_and_what_is_not_is_made(folder, caplog):
     assert not list(folder.rglob("*.tmp"))
 
 
-def test_missing_and_other_latents_are_said_in_a_sentence(toy, folder, capsys):  # noqa: F811
+def test_missing_and_other_latents_are_said_in_a_sentence(toy, folder, capsys):
     run = folder.parent / "run.yaml"
 
     def refusal(size: int = 128) -> str:
@@ -123,7 +122,7 @@ def test_missing_and_other_latents_are_said_in_a_sentence(toy, folder, capsys): 
             assert set(batch.captions)
 
 
-def test_shards_carry_the_latents(toy, folder, tmp_path):  # noqa: F811
+def test_shards_carry_the_latents(toy, folder, tmp_path):
     autoencoder = load_base(BASE).autoencoder
     write_shards(folder, tmp_path / "bare")
     with pytest.raises(ConfigError, match="holds no latents"):

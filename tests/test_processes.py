@@ -8,7 +8,7 @@ import time
 
 import torch
 from safetensors.torch import load_file
-from test_training import ENVIRONMENT, PACK, config, toy  # noqa: F401 (a fixture)
+from toy_run import ENVIRONMENT, PACK, config
 
 from training.checkpoint import checkpoints
 from training.config import Config
@@ -33,7 +33,7 @@ def parameters(folder, step: int) -> dict[str, torch.Tensor]:
     return load_file(folder / f"checkpoints/step-{step:08d}/parameters.safetensors")
 
 
-def test_processes_share_a_batch_and_may_change_their_number_between_runs(toy, tmp_path):  # noqa: F811
+def test_processes_share_a_batch_and_may_change_their_number_between_runs(toy, tmp_path):
     settings = tmp_path / "run.yaml"
     run(config(toy, tmp_path / "one", 4, batch=4), settings)
     run(config(toy, tmp_path / "two", 2, batch=2), settings, processes=2)
@@ -49,7 +49,7 @@ def test_processes_share_a_batch_and_may_change_their_number_between_runs(toy, t
     assert worst < 1e-5 and moved > 1e-3
 
 
-def test_a_run_killed_at_any_moment_goes_on_from_its_last_whole_checkpoint(toy, tmp_path):  # noqa: F811
+def test_a_run_killed_at_any_moment_goes_on_from_its_last_whole_checkpoint(toy, tmp_path):
     settings = config(toy, tmp_path / "run", 100_000, batch=1)
     settings = dataclasses.replace(settings, run=dataclasses.replace(settings.run, save_every=1))
     folder, seen, arguments = tmp_path / "run/checkpoints", 0, ()

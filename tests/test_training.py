@@ -15,7 +15,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
-from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+from toy_run import ENVIRONMENT, PACK, config
 
 from moa_core import toy_shape
 from moa_core.address import Address
@@ -26,34 +26,9 @@ from training.config import Config, ConfigError, Data, Loss, Model, Optimizer, R
 from training.data import SubjectDataset
 from training.finetune import Finetune, trained
 from training.losses import expert_share, masked_reconstruction, object_loss, router_loss
+from training.shards import write_shards
 from training.toy.dataset import render_dataset
 from training.train import main, train
-
-PACK = Path(__file__).parent.parent
-ENVIRONMENT = os.environ | {"PYTHONPATH": str(PACK)}
-
-
-@pytest.fixture(scope="module")
-def toy(tmp_path_factory, toy_base) -> Path:
-    """A folder with an untrained base, an untrained image encoder and a few records."""
-    folder = tmp_path_factory.mktemp("toy")
-    toy_base.save(folder / "base.safetensors", torch.float32)
-    torch.manual_seed(0)
-    CLIPVisionModelWithProjection(CLIPVisionConfig(**toy_shape.IMAGE_ENCODER)).save_pretrained(folder / "encoder")
-    render_dataset(folder / "data", 24, seed=0, test_share=0.1)
-    return folder
-
-
-def config(toy: Path, out: Path, steps: int = 4, **others) -> Config:
-    optimizer = {"lr": 1e-3, "batch": 2, "steps": steps}
-    return Config(
-        Model(str(toy / "base.safetensors"), str(toy / "encoder")),
-        Data(str(toy / "data"), size=128, max_subjects=2, smallest_crop=0.9, workers=0),
-        Run(str(out), precision="float32", validate_every=0, save_every=100),
-        Loss(),
-        Optimizer(**optimizer | others),
-    )
-
 
 # Losses
 
@@ -235,6 +210,20 @@ def test_sigterm_saves_what_resume_latest_goes_on_from(toy, tmp_path, capsys):
     settings.write_text(json.dumps(again))
     assert main(["--config", str(settings), "--resume", "latest"]) == 0
     assert f"finished at step {state['step'] + 1}" in capsys.readouterr().out
+
+
+def test_a_run_streams_from_shards_and_goes_on(toy, tmp_path):
+    write_shards(toy / "data", tmp_path / "shards", records=6)
+    plain = config(toy, tmp_path / "run", 1)
+    settings = dataclasses.replace(
+        plain,
+        data=dataclasses.replace(plain.data, root=str(tmp_path / "shards"), workers=2),
+        run=dataclasses.replace(plain.run, validate_every=1),
+    )
+    train(settings)
+    settings = dataclasses.replace(settings, optimizer=dataclasses.replace(settings.optimizer, steps=2))
+    train(settings, tmp_path / "run/checkpoints/step-00000001")
+    assert (tmp_path / "run/step-00000002.png").exists() and load_moa(tmp_path / "run/moa.safetensors")
 
 
 def test_a_contact_sheet_is_drawn(toy, tmp_path):
