@@ -9,27 +9,17 @@ import sys
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from moa_core.image_encoder import CLIP_VIT_L
+from training import sd15
 
 
 def main(folder: Path) -> None:
     torch.manual_seed(0)
-    blocks = 4
     parts = {
-        "sd15/unet": UNet2DConditionModel(sample_size=64, cross_attention_dim=768),
-        "sd15/vae": AutoencoderKL(
-            down_block_types=("DownEncoderBlock2D",) * blocks,
-            up_block_types=("UpDecoderBlock2D",) * blocks,
-            block_out_channels=(128, 256, 512, 512),
-            layers_per_block=2,
-        ),
-        "sd15/text_encoder": CLIPTextModel(
-            CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12)
-        ),
-        "clip": CLIPVisionModelWithProjection(CLIPVisionConfig(**CLIP_VIT_L)),
+        "sd15/unet": sd15.unet(),
+        "sd15/vae": sd15.autoencoder(),
+        "sd15/text_encoder": sd15.text_encoder(),
+        "clip": sd15.image_encoder(),
     }
     for name, model in parts.items():
         model.half().save_pretrained(folder / name)

@@ -218,7 +218,7 @@ def test_a_run_streams_from_shards_and_goes_on(toy, tmp_path):
     settings = dataclasses.replace(
         plain,
         data=dataclasses.replace(plain.data, root=str(tmp_path / "shards"), workers=2),
-        run=dataclasses.replace(plain.run, validate_every=1),
+        run=dataclasses.replace(plain.run, validate_every=2),
     )
     train(settings)
     settings = dataclasses.replace(settings, optimizer=dataclasses.replace(settings.optimizer, steps=2))
