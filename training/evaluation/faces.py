@@ -66,12 +66,12 @@ def _read(path: Path, expected: dict[str, Tensor]) -> dict[str, Tensor]:
     except (OSError, SafetensorError) as error:
         raise ValueError(
             f"--facenet: {path} cannot be read as a .safetensors file ({error}); "
-            "see the top of training/evaluate.py for how to make it"
+            "see the top of training/evaluation/paper.py for how to make it"
         ) from error
     wrong = [name for name, weight in expected.items() if name not in weights or weights[name].shape != weight.shape]
     if wrong:
         raise ValueError(
             f"--facenet: {path} does not hold an InceptionResnetV1: {len(wrong)} of its {len(expected)} weights are "
-            f"missing or of another shape, such as {wrong[0]}; see the top of training/evaluate.py for how to make it"
+            f"missing or of another shape, such as {wrong[0]}; see the top of training/evaluation/paper.py for how to make it"
         )
     return {name: weights[name] for name in expected}
