@@ -16,7 +16,8 @@ from training.config import read_config
 from training.evaluation.paper import Sampling, paper
 from training.evaluation.report import table
 from training.layout import write_whole
-from training.toy.evidence import PICTURE, evidence, report
+from training.toy.evidence import evidence
+from training.toy.results import PICTURE, report
 
 HERE = Path(__file__).parent
 

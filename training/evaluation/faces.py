@@ -72,6 +72,6 @@ def _read(path: Path, expected: dict[str, Tensor]) -> dict[str, Tensor]:
     if wrong:
         raise ValueError(
             f"--facenet: {path} does not hold an InceptionResnetV1: {len(wrong)} of its {len(expected)} weights are "
-            f"missing or of another shape, such as {wrong[0]}; see the top of training/evaluation/paper.py for how to make it"
+            f"missing or of another shape, such as {wrong[0]}; see the top of training/evaluation/paper.py"
         )
     return {name: weights[name] for name in expected}

@@ -17,8 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
+from moa_core.moa_file import load_moa
 from moa_core.unet_call import UNetCall
+from training.base import load_base
 from training.checkpoint import checkpoints, load_checkpoint
+from training.comfyui import PACK
 from training.config import Config
 from training.evaluation.statistics import interval, ratio_interval
 from training.finetune import build, trained
@@ -38,7 +41,7 @@ SINGLES, PAIRS = 18, 6
 SHOWN = (0, 5, 9, 16, 19, 21)
 """The prompts on the contact sheet."""
 
-PICTURE = "RESULTS.jpg"
+SHIPPED = PACK / "models/moa/moa-toy.safetensors"
 
 Estimate = tuple[float, float, float]
 """A figure and its 95% interval."""
@@ -49,8 +52,8 @@ class Row:
     """One method: what it changes in the configuration, and how it is sampled."""
 
     name: str
-    folder: str
-    """Its run's; rows of one folder share their weights."""
+    folder: str | None
+    """Its run's; rows of one folder share their weights. None: the weights that ship with the pack."""
     model: dict = field(default_factory=dict)
     loss: dict = field(default_factory=dict)
     subject_cfg: float | None = None
@@ -64,6 +67,7 @@ ROWS = (
     Row("no MoA layer", "cross_attention", {"method": "cross_attention"}, {"router": 0.0, "masked": 0.5}),
     Row("IP-Adapter-like", "ip_adapter", {"method": "ip_adapter"}, {"router": 0.0, "object": 0.0, "masked": 0.0}),
     Row("MoA, three-term guidance", "moa", subject_cfg=CFG),
+    Row("MoA, as shipped", None),
 )
 
 
@@ -76,6 +80,13 @@ def configuration(row: Row, config: Config, run: Path, steps: int) -> Config:
         optimizer=replace(config.optimizer, steps=steps),
         run=replace(config.run, out=str(run / row.folder), validate_every=0, keep=1),
     )
+
+
+def pipeline_of(row: Row, config: Config, run: Path, steps: int) -> MoAPipeline:
+    """The row's model, ready to sample; trained first where it is not."""
+    if row.folder is None:
+        return MoAPipeline(load_base(config.model.base), load_moa(SHIPPED))
+    return train_row(configuration(row, config, run, steps))
 
 
 def train_row(config: Config) -> MoAPipeline:
@@ -106,7 +117,7 @@ def evidence(config: Config, run: Path, steps: int = STEPS, singles: int = SINGL
     rows: dict[str, dict[str, Estimate | None]] = {}
     pictures: list[list[Tensor]] = [[reference for case in shown for reference in _references(case)]]
     for row in ROWS:
-        pipeline = train_row(configuration(row, config, run, steps))
+        pipeline = pipeline_of(row, config, run, steps)
         if not prior:
             prior = [measure_prior(pipeline, readout, case) for case in tqdm(everything, desc="prior", unit="prompt")]
             rows["prior"] = columns("prior", prior, prior, ceiling)
@@ -172,69 +183,3 @@ def _references(case: Case) -> Iterator[Tensor]:
 def _pictures(pipeline: MoAPipeline, shown: list[Case], **options) -> list[Tensor]:
     with torch.no_grad():
         return [draw(pipeline, case, **options).pictures[0] for case in shown]
-
-
-BASELINES = ("no MoA layer", "IP-Adapter-like")
-GOALS = {"identity": (True, 0.90), "prompt": (True, 0.98), "background": (False, 0.10), "leak": (False, 0.02)}
-"""What MoA was meant to reach: at least (True) or at most."""
-HEADINGS = {
-    "identity": "identity, share of the ceiling",
-    "prompt": "prompt, share of the prior's",
-    "mean": "mean of both",
-    "background": "change outside / inside",
-    "layout": "layout variety, share of the prior's",
-    "leak": "leak between two",
-    "assigned": "two at the right words",
-    "seconds": "seconds per image",
-}
-
-
-EXPLANATION = (
-    "*Identity*: right answers about skin, hair, style, glasses and beard, of the judges' own share on renders "
-    "(the ceiling). *Prompt*: right answers about scene, action and age, of the prior's. *Change*: mean absolute "
-    "change of the background over that of the people when a reference is exchanged. *Layout variety*: how "
-    "differently people stand from seed to seed, 1 - overlap. *Leak*: of what tells two people apart, how much one "
-    "shows of the other. *Two at the right words*: chance is 0.5. *Seconds* are of the machine that made this table.",
-    "",
-    "*No MoA layer* finetunes cross-attention in place, as FastComposer, with the loss masked in half of the records; "
-    "*IP-Adapter-like* adds attention to image tokens beside the frozen prior's, with an unmasked loss. *Three-term "
-    "guidance* is ours, not the paper's: `uncond + cfg (prior - uncond) + cfg (moa - prior)` with MoA's own weights.",
-)
-
-
-def report(result: dict) -> str:
-    """All of it in Markdown: how it was made, the table, which goals MoA reached, the contact sheet's rows."""
-    rows = result["rows"]
-    singles, pairs = result["prompts"]
-    lines = [
-        "# MoA and its baselines in the toy world",
-        "",
-        "Made by `python -m training.evaluate toy`. Every method learnt from the same start, on the same records, for "
-        f"{result['steps']} steps of {result['batch']} (seed {result['seed']}), a smaller budget than the shipped "
-        f"MoA's. {singles} prompts of one person and {pairs} of two, {result['pictures']} pictures each, of people "
-        "that no training has seen. In brackets the 95% interval, from drawing prompts anew (bootstrap, seed 0).",
-        "",
-        "| | " + " | ".join(HEADINGS.values()) + " |",
-        "|---" * (len(HEADINGS) + 1) + "|",
-    ]
-    for name, row in rows.items():
-        lines.append(f"| {name} | " + " | ".join(_cell(row[column]) for column in HEADINGS) + " |")
-    lines += ["", *EXPLANATION, "", "| goal set for MoA before training | reached | |", "|---|---|---|"]
-    for column, (least, goal) in GOALS.items():
-        value = rows["MoA"][column][0]
-        met = value >= goal if least else value <= goal
-        lines.append(f"| {HEADINGS[column]} {'>=' if least else '<='} {goal:.2f} | {value:.2f} | {_verdict(met)} |")
-    ours, others = rows["MoA"]["mean"][0], [rows[name]["mean"][0] for name in BASELINES]
-    reached = f"{ours:.2f} against {others[0]:.2f} and {others[1]:.2f}"
-    lines.append(f"| ahead of both baselines on the mean of both | {reached} | {_verdict(ours > max(others))} |")
-    lines += ["", f"![The same prompts and noise in every row]({PICTURE})", "", "From top to bottom: references, "]
-    lines[-1] += ", ".join(rows) + "."
-    return "\n".join(lines) + "\n"
-
-
-def _cell(estimate: Estimate | None) -> str:
-    return "-" if estimate is None else "{:.2f} ({:.2f} to {:.2f})".format(*estimate)
-
-
-def _verdict(met: bool) -> str:
-    return "met" if met else "missed"
