@@ -58,8 +58,8 @@ class Shot:
         return FRAMES if self.morph else 1
 
 
-A, B, W = Who(1, "man"), Who(11, "man"), Who(13, "woman")
-ALONE = ("a portrait of a man waving on a beach", 9)
+A, B, W = Who(1, "man"), Who(8, "man"), Who(13, "woman")
+ALONE = ("a portrait of a man waving on a beach", 17)
 PRIOR, WITH_A, WITH_B = Shot(*ALONE, (A,), 0.0), Shot(*ALONE, (A,)), Shot(*ALONE, (B,))
 TOGETHER = Shot("a portrait of a man standing and a woman holding flowers in a forest", 6, (A, W))
 MORPH = Shot(*ALONE, (A,), morph=B)
