@@ -10,6 +10,8 @@ import torch
 from safetensors.torch import load_file
 from toy_run import ENVIRONMENT, PACK, config
 
+from moa_core.moa_file import load_moa
+from training.base import load_base
 from training.checkpoint import checkpoints
 from training.config import Config
 
@@ -47,6 +49,17 @@ def test_processes_share_a_batch_and_may_change_their_number_between_runs(toy, t
     # Adam divides by a gradient's size, so that rounding shows where a gradient is nearly zero.
     worst = max(float((one[name] - two[name]).abs().mean()) for name in one)
     assert worst < 1e-5 and moved > 1e-3
+
+
+def test_bf16_with_gradient_checkpointing_trains_too(toy, tmp_path):
+    """In a process of its own: accelerate keeps one precision for the life of a process."""
+    settings = config(toy, tmp_path / "run", 2)
+    bf16 = dataclasses.replace(settings.run, precision="bf16", checkpointing=True)
+    run(dataclasses.replace(settings, run=bf16), tmp_path / "run.yaml")
+    start = load_base(toy / "base.safetensors").fresh_moa(toy / "encoder", 64).state_dict()
+    after = load_moa(tmp_path / "run/moa.safetensors").state_dict()
+    assert all(weight.isfinite().all() for weight in after.values())
+    assert any(not torch.equal(weight.half().float(), after[name].float()) for name, weight in start.items())
 
 
 def test_a_run_killed_at_any_moment_goes_on_from_its_last_whole_checkpoint(toy, tmp_path):
