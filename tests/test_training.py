@@ -28,7 +28,7 @@ from training.finetune import Finetune, trained
 from training.losses import expert_share, masked_reconstruction, object_loss, router_loss
 from training.shards import write_shards
 from training.toy.dataset import render_dataset
-from training.train import main, train
+from training.train import learning_rate, main, train
 
 # Losses
 
@@ -235,6 +235,12 @@ def test_a_contact_sheet_is_drawn(toy, tmp_path):
     assert sheet.height == 6 * 130 + 2 and (sheet.width - 2) % 130 == 0
 
 
+def test_the_rate_rises_stays_and_falls():
+    optim = Optimizer(lr=1.0, warmup=4, cooldown=2, steps=8)
+    assert [learning_rate(optim, step) for step in range(8)] == [0.25, 0.5, 0.75, 1, 1, 1, 1, 0.5]
+    assert {learning_rate(Optimizer(lr=2.0, steps=5), step) for step in range(5)} == {2.0}
+
+
 # Bad input
 
 
@@ -261,10 +267,11 @@ def test_a_wrong_configuration_is_refused_in_a_sentence(toy, tmp_path, change, m
 
 
 def test_the_shipped_configurations_are_whole_and_the_papers():
-    assert read_config(PACK / "training/configs/toy.yaml").run.file == "moa-toy.safetensors"
-    paper = read_config(PACK / "training/configs/ffhq.yaml")
+    toy, longer, paper = (read_config(PACK / f"training/configs/{name}.yaml") for name in ("toy", "toy-longer", "ffhq"))
+    assert toy.run.file == "moa-toy.safetensors"
+    assert dataclasses.replace(longer, optimizer=toy.optimizer) == toy and longer.optimizer.steps > toy.optimizer.steps
     assert paper.loss == Loss(router=1e-4, object=1e-4, dropped=0.1, timesteps=800)
-    assert (paper.optimizer.lr, paper.optimizer.batch, paper.optimizer.steps) == (5e-5, 32, 40_000)
+    assert paper.optimizer == Optimizer(lr=5e-5, batch=32, steps=40_000, warmup=0, cooldown=0)
 
 
 @pytest.mark.parametrize("section, key", [("model", "base"), ("model", "image_encoder"), ("data", "root")])

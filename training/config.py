@@ -75,7 +75,7 @@ class Loss:
 
 @dataclass(frozen=True)
 class Optimizer:
-    """AdamW at a constant rate."""
+    """AdamW at a constant rate, unless `warmup` or `cooldown` change it."""
 
     lr: float = 5e-5
     """Table 1: 5e-5 (the paper's text says 1e-5)."""
@@ -87,6 +87,8 @@ class Optimizer:
     """Largest norm of the gradient; the paper gives none."""
     warmup: int = 0
     """Steps in which the rate rises to its value."""
+    cooldown: int = 0
+    """Last steps, in which the rate falls to nothing: the noise of the steps settles. Paper: none."""
     batch: int = 32
     """Records for each GPU and pass. Table 1: 4 GPUs x 32."""
     accumulate: int = 1

@@ -21,7 +21,7 @@ from moa_core.moa_file import save_moa
 from training.base import BaseError
 from training.batch import Batch, Chance, EndlessSampler, collate
 from training.checkpoint import CheckpointError, checkpoints, load_checkpoint, save_checkpoint, stop_on_signal
-from training.config import Config, ConfigError, read_config
+from training.config import Config, ConfigError, Optimizer, read_config
 from training.data import EmptySplit, SubjectDataset, TooManyBroken
 from training.finetune import build, trained
 from training.latents import check_latents, latents_of
@@ -75,7 +75,7 @@ def train(config: Config, resume: Path | None = None) -> None:
         seconds, first = 0.0, step
         while step < optim.steps and not _any(accelerator, bool(stop)):
             for group in optimizer.param_groups:
-                group["lr"] = group["factor"] * optim.lr * min(1.0, (step + 1) / max(optim.warmup, 1))
+                group["lr"] = group["factor"] * learning_rate(optim, step)
             began = time.monotonic()
             figures: dict[str, float] = {}
             for batch, chance in itertools.islice(passes, optim.accumulate):
@@ -105,6 +105,12 @@ def train(config: Config, resume: Path | None = None) -> None:
         bar.close()
         print(f"{'finished' if step >= optim.steps else 'stopped'} at step {step}; MoA file: {out / run.file}")
     accelerator.end_training()
+
+
+def learning_rate(optim: Optimizer, step: int) -> float:
+    """The rate of a step, counted from 0."""
+    rising, left = (step + 1) / max(optim.warmup, 1), (optim.steps - step) / max(optim.cooldown, 1)
+    return optim.lr * min(1.0, rising, left)
 
 
 def groups(parameters: dict[str, nn.Parameter], prompt_factor: float) -> list[dict]:
