@@ -15,7 +15,8 @@ class MoASubjectInterpolate(io.ComfyNode):
             category=CATEGORY,
             description=(
                 "Blends two subjects. With frames > 1 the subject holds a whole morph sequence: set the latent's "
-                "batch_size to the same number and one KSampler run renders it."
+                "batch_size to the same number and one KSampler run renders it. LatentBatchSeedBehavior (fixed) "
+                "before the KSampler starts all of them from the same noise, so that the scene stays."
             ),
             search_aliases=["moa morph", "blend faces", "mix subjects", "morph"],
             inputs=[

@@ -45,7 +45,10 @@ class Who:
 
 @dataclass(frozen=True)
 class Shot:
-    """One sampling. people bind to their words; strength 0 is the prior; morph: the one person becomes another."""
+    """One sampling. people bind to their words; strength 0 is the prior.
+
+    morph: the one person becomes another, frame by frame from the same noise.
+    """
 
     prompt: str
     seed: int
@@ -59,7 +62,7 @@ class Shot:
 
 
 A, B, W = Who(1, "man"), Who(8, "man"), Who(13, "woman")
-ALONE = ("a portrait of a man waving on a beach", 17)
+ALONE = ("a portrait of a man waving on a beach", 36)
 PRIOR, WITH_A, WITH_B = Shot(*ALONE, (A,), 0.0), Shot(*ALONE, (A,)), Shot(*ALONE, (B,))
 TOGETHER = Shot("a portrait of a man standing and a woman holding flowers in a forest", 6, (A, W))
 MORPH = Shot(*ALONE, (A,), morph=B)
@@ -85,8 +88,8 @@ class DiffusersPainter:
         subjects = [self.subject(who) for who in shot.people]
         if shot.morph:
             subjects = [interpolate(subjects[0], self.subject(shot.morph), 0.5, FRAMES)]
-        options = {"steps": STEPS, "cfg": CFG, "sampler": "euler", "strength": shot.strength, "batch": shot.frames}
-        pictures, trace = self.pipeline(shot.prompt, subjects, seed=shot.seed, **options)
+        options = {"seed": shot.seed, "steps": STEPS, "cfg": CFG, "sampler": "euler", "strength": shot.strength}
+        pictures, trace = self.pipeline(shot.prompt, subjects, batch=shot.frames, same_noise=True, **options)
         pixels = [(p.numpy() * 255).astype(np.uint8) for p in pictures]
         area = trace.subject_area()[:1, None] if trace else torch.zeros(1, 1, *pixels[0].shape[:2])
         large = F.interpolate(area, pixels[0].shape[:2], mode="bicubic")[0, 0].clamp(0, 1)
@@ -121,7 +124,8 @@ def graph(shot: Shot) -> dict[str, Any]:
         ),
         "positive": _node("CLIPTextEncode", clip=["patch", 1], text=shot.prompt),
         "negative": _node("CLIPTextEncode", clip=["patch", 1], text=""),
-        "latent": _node("EmptyLatentImage", width=128, height=128, batch_size=shot.frames),
+        "empty": _node("EmptyLatentImage", width=128, height=128, batch_size=shot.frames),
+        "latent": _node("LatentBatchSeedBehavior", samples=["empty", 0], seed_behavior="fixed"),
         "sample": _node(
             "KSampler",
             model=["patch", 0],
@@ -196,7 +200,8 @@ def draw_sheet(painter: Painter) -> Image.Image:
         [("routers: with A", alone[1][1]), ("routers: A and C", together[1])],
     ]
     first = [*rows[0], *rows[1]]
-    return paste_rows([f'"{ALONE[0]}", the same seed', f'"{TOGETHER.prompt}"; a morph', ""], [first, rows[2], rows[3]])
+    titles = [f'"{ALONE[0]}", the same seed', f'"{TOGETHER.prompt}"; the picture above, from A to B', ""]
+    return paste_rows(titles, [first, rows[2], rows[3]])
 
 
 def _image(pixels: Sequence[np.ndarray]) -> Image.Image:

@@ -64,11 +64,13 @@ class MoAPipeline:
         strength: float = 1.0,
         sparse: bool = True,
         batch: int = 1,
+        same_noise: bool = False,
         sampler: Sampler = "uni_pc",
         subject_cfg: float | None = None,
     ) -> tuple[Tensor, Trace]:
         """Pictures [B, H, W, 3] in 0..1, and where the routers put the subjects; contexts are [1, T, D].
 
+        same_noise: all pictures of the batch start as the first, as after ComfyUI's LatentBatchSeedBehavior.
         sampler: the paper's "uni_pc", or "euler", which paints what ComfyUI's `euler` on `simple` does.
         subject_cfg: None is plain classifier-free guidance. A number s is a guidance of our own, not the
         paper's, for one U-Net call more: uncond + cfg * (prior - uncond) + s * (moa - prior), which steers
@@ -79,7 +81,9 @@ class MoAPipeline:
             [(row, b.position, b.subject.feature(row)) for row in range(batch) for b in bindings]
         )
         side = self.base.unet.config.sample_size
-        noise = torch.randn(batch, 4, side, side, generator=torch.Generator().manual_seed(seed))
+        kinds = 1 if same_noise else batch
+        noise = torch.randn(kinds, 4, side, side, generator=torch.Generator().manual_seed(seed))
+        noise = noise.expand(batch, -1, -1, -1)  # [B, 4, h, w]
         scheduler = _scheduler(sampler, steps)
         latents = noise.to(self.device) * scheduler.init_noise_sigma
         trace = Trace((side, side))

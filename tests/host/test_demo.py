@@ -22,4 +22,6 @@ def test_both_hosts_paint_the_same(painters, shot):
     difference = np.abs(ours - theirs)
     print(f"of 255: largest difference {difference.max()}, mean {difference.mean():.4f}")
     assert difference.max() <= 2
-    assert shot.frames == 1 or np.abs(ours[0] - ours[-1]).mean() > 1
+    if shot.frames > 1:  # the person changes, and the corner's sky, of the same noise, does not
+        change = np.abs(ours[0] - ours[-1]).mean(axis=2)
+        assert change.mean() > 5 > change[:12, :12].mean()
