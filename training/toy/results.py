@@ -43,7 +43,8 @@ def report(result: dict) -> str:
         "",
         "Made by `python -m training.evaluate toy`. Every method learnt from the same start, on the same records, for "
         f"{result['steps']} steps of {result['batch']} (seed {result['seed']}); the last row is the MoA that comes "
-        "with the pack, the same one trained longer ([its card](../models/moa/moa-toy.md)). "
+        "with the pack, the same one trained longer, at a rate that falls in the end ([its card]"
+        "(../models/moa/moa-toy.md)). "
         f"{singles} prompts of one person and {pairs} of two, {result['pictures']} pictures each, of people "
         "that no training has seen. In brackets the 95% interval, from drawing prompts anew (bootstrap, seed 0).",
         "",
