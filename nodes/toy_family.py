@@ -5,7 +5,7 @@ import comfy.sd1_clip
 import comfy.supported_models
 import comfy.supported_models_base
 
-from ..moa_core import toy_shape
+from ..toy_world import shape
 
 
 class ToyTokenizer(comfy.sd1_clip.SDTokenizer):
@@ -14,7 +14,7 @@ class ToyTokenizer(comfy.sd1_clip.SDTokenizer):
     def __init__(self, embedding_directory=None, tokenizer_data={}):  # noqa: B006 (the host's signature)
         super().__init__(
             embedding_directory=embedding_directory,
-            embedding_size=toy_shape.TEXT_ENCODER["hidden_size"],
+            embedding_size=shape.TEXT_ENCODER["hidden_size"],
             tokenizer_data=tokenizer_data,
         )
 
@@ -30,7 +30,7 @@ class ToyClipModel(comfy.sd1_clip.SDClipModel):
             device=device,
             dtype=dtype,
             model_options=model_options,
-            textmodel_json_config=dict(toy_shape.TEXT_ENCODER),
+            textmodel_json_config=dict(shape.TEXT_ENCODER),
             return_projected_pooled=False,
         )
 
@@ -48,10 +48,10 @@ class ToyLatents(comfy.latent_formats.LatentFormat):
 
 class MoAToy(comfy.supported_models.SD15):
     unet_config = comfy.supported_models.SD15.unet_config | {
-        "context_dim": toy_shape.TEXT_ENCODER["hidden_size"],
-        "model_channels": toy_shape.UNET_CHANNELS[0],
+        "context_dim": shape.TEXT_ENCODER["hidden_size"],
+        "model_channels": shape.UNET_CHANNELS[0],
     }
-    unet_extra_config = {"num_heads": toy_shape.HEADS, "num_head_channels": -1}
+    unet_extra_config = {"num_heads": shape.HEADS, "num_head_channels": -1}
     latent_format = ToyLatents
 
     def clip_target(self, state_dict={}):  # noqa: B006

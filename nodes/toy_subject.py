@@ -4,8 +4,8 @@ import numpy as np
 import torch
 from comfy_api.latest import io
 
-from ..training.toy.draw import draw_person
-from ..training.toy.world import ACTIONS, WORDS, someone
+from ..toy_world.draw import draw_person
+from ..toy_world.world import ACTIONS, WORDS, someone
 from .sockets import CATEGORY
 
 

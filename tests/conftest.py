@@ -75,12 +75,12 @@ def toy(tmp_path_factory, toy_base) -> Path:
     """A folder with an untrained base, an untrained image encoder and a few records."""
     from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
-    from moa_core import toy_shape
+    from toy_world import shape
     from training.toy.dataset import render_dataset
 
     folder = tmp_path_factory.mktemp("toy")
     toy_base.save(folder / "base.safetensors", torch.float32)
     torch.manual_seed(0)
-    CLIPVisionModelWithProjection(CLIPVisionConfig(**toy_shape.IMAGE_ENCODER)).save_pretrained(folder / "encoder")
+    CLIPVisionModelWithProjection(CLIPVisionConfig(**shape.IMAGE_ENCODER)).save_pretrained(folder / "encoder")
     render_dataset(folder / "data", 24, seed=0, test_share=0.1)
     return folder

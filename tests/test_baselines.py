@@ -7,8 +7,8 @@ import pytest
 import torch
 from toy_run import config
 
-from moa_core import toy_shape
 from moa_core.unet_call import BoundTokens
+from toy_world import shape
 from training.finetune import build, trained
 from training.toy.evidence import ROWS, configuration, evidence, train_row
 from training.toy.results import HEADINGS, report
@@ -23,7 +23,7 @@ class Setting:
         self.base, self.moa, self.model = build(dataclasses.replace(plain, model=model))
         random = torch.Generator().manual_seed(0)
         self.inputs = (torch.randn(2, 4, 16, 16, generator=random), torch.tensor([700, 700]))
-        self.context = torch.randn(2, 77, toy_shape.TEXT_ENCODER["hidden_size"], generator=random)
+        self.context = torch.randn(2, 77, shape.TEXT_ENCODER["hidden_size"], generator=random)
         self.features = torch.randn(2, self.moa.config.feature_dim, generator=random)
 
     def people(self, *order: int) -> BoundTokens:
@@ -72,7 +72,7 @@ def test_without_spacetime_a_subject_is_the_same_in_every_layer_and_timestep(toy
     for method in ("moa", "moa_without_spacetime"):
         prompt = Setting(toy, method).moa.mixture.subject_prompt
         torch.nn.init.normal_(prompt.mlp[-1].weight)
-        feature, text = torch.randn(1, toy_shape.IMAGE_ENCODER["projection_dim"]), torch.randn(1, 64)
+        feature, text = torch.randn(1, shape.IMAGE_ENCODER["projection_dim"]), torch.randn(1, 64)
         early, late = (prompt(feature, text, torch.tensor([t])) for t in (900, 10))
         prompts[method] = torch.cat([early, late]).std(dim=0).max()
         assert prompt.position.weight.requires_grad == (method == "moa")

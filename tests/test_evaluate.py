@@ -11,14 +11,14 @@ from PIL import Image
 from safetensors.torch import save_file
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPVisionConfig, CLIPVisionModel
 
+from toy_world.draw import draw_person
+from toy_world.world import sample_identity
 from training.evaluate import main
 from training.evaluation.faces import FaceJudge, identity_preservation
 from training.evaluation.references import Person, read_people
 from training.evaluation.shots import Shot
 from training.evaluation.statistics import interval, ratio_interval
 from training.tokenizer import clip_tokenizer, tokenize
-from training.toy.draw import draw_person
-from training.toy.world import sample_identity
 
 MODELS = Path(__file__).parent.parent / "models"
 TINY = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}

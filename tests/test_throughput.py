@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from moa_core import toy_shape
+from toy_world import shape
 from training.base import Base
 from training.throughput import IMAGES, main
 from training.toy.base import ToyBase
@@ -13,7 +13,7 @@ from training.toy.vae import NarrowVAE
 
 def test_every_setting_is_measured_and_the_whole_run_follows_from_the_best(capsys):
     toy = ToyBase.random(0)
-    base = Base(toy.unet, toy.text_encoder, NarrowVAE.of(toy.vae), toy_shape.BASE)
+    base = Base(toy.unet, toy.text_encoder, NarrowVAE.of(toy.vae), shape.BASE)
     assert main(["--batches", "1", "--steps", "1", "--json"], lambda: (base, toy.fresh_moa())) == 0
     printed = capsys.readouterr()
     found = json.loads(printed.out)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from diffusers import AutoencoderTiny
 
-from moa_core import toy_shape
+from toy_world import shape
 from training.base import load_base
 from training.toy.base import ToyBase
 from training.toy.diffusion import PROMPTS, assemble, train_unet
@@ -77,7 +77,7 @@ def test_the_image_encoder_becomes_a_folder_that_a_finetune_starts_from(tmp_path
     average = averaged(tmp_path / "run/encoder.safetensors")
     for name, weight in moa.image_encoder.state_dict().items():
         assert torch.equal(weight, average[name]), name
-    assert moa.config.image_encoder.items() >= toy_shape.IMAGE_ENCODER.items()
+    assert moa.config.image_encoder.items() >= shape.IMAGE_ENCODER.items()
 
 
 def averaged(path):

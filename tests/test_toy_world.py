@@ -13,10 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
-from training.toy.__main__ import main
-from training.toy.dataset import render_dataset
-from training.toy.draw import draw_person, draw_scene
-from training.toy.world import (
+from toy_world.draw import draw_person, draw_scene
+from toy_world.world import (
     ACTIONS,
     PLACES,
     SKINS,
@@ -28,6 +26,8 @@ from training.toy.world import (
     sample_identity,
     sample_scene,
 )
+from training.toy.__main__ import main
+from training.toy.dataset import render_dataset
 
 ROOT = Path(__file__).parents[1]
 

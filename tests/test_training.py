@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from toy_run import ENVIRONMENT, PACK, config
 
-from moa_core import toy_shape
 from moa_core.address import Address
 from moa_core.moa_file import load_moa
+from toy_world import shape
 from training.base import load_base
 from training.batch import Chance, EndlessSampler, collate
 from training.config import Config, ConfigError, Data, Loss, Model, Optimizer, Run, read_config
@@ -185,7 +185,7 @@ def test_a_resumed_run_is_the_run_that_was_never_stopped(toy, tmp_path):
             load_file(tmp_path / f"{n}/checkpoints/step-00000004/{file}.safetensors") for n in ("whole", "parts")
         )
         assert whole.keys() == parts.keys() and all(torch.equal(whole[k], parts[k]) for k in whole)
-    assert load_moa(tmp_path / "whole/moa.safetensors").config.base == toy_shape.BASE
+    assert load_moa(tmp_path / "whole/moa.safetensors").config.base == shape.BASE
 
 
 def test_sigterm_saves_what_resume_latest_goes_on_from(toy, tmp_path, capsys):

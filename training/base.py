@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from moa_core import toy_shape
 from moa_core.image_encoder import CLIP_VIT_L
 from moa_core.moa import MoA, MoAConfig
+from toy_world import shape
 
 
 class BaseError(ValueError):
@@ -95,7 +95,7 @@ def load_base(path: str | Path) -> Base:
 
         try:
             toy = ToyBase.load(path)
-            return Base(toy.unet, toy.text_encoder, NarrowVAE.of(toy.vae), toy_shape.BASE)
+            return Base(toy.unet, toy.text_encoder, NarrowVAE.of(toy.vae), shape.BASE)
         except Exception as error:
             raise BaseError(f"model.base: {path} is no toy checkpoint ({type(error).__name__}: {error})") from error
     if not (path / "unet" / "config.json").is_file():

@@ -31,10 +31,10 @@ from transformers import (
     Mask2FormerForUniversalSegmentation,
 )
 
-from .base import load_base
-from .data import TooManyBroken
-from .latents import write_latents
-from .layout import bounding_box, is_written, write_names, write_record
+from training.base import load_base
+from training.data import TooManyBroken
+from training.latents import write_latents
+from training.layout import bounding_box, is_written, write_names, write_record
 
 log = logging.getLogger(__name__)
 

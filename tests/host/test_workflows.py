@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
+from toy_world.world import ACTIONS, WORDS
 from training.comfyui import PACK
-from training.toy.world import ACTIONS, WORDS
 from workflows import NAMES, SHIPPED, pictures_of, read, shipped, to_api
 
 NO_WEIGHTS = f"trained toy models are missing: models/{SHIPPED[0]} and models/{SHIPPED[1]}"
@@ -126,6 +126,6 @@ def test_a_toy_subjects_mask_covers_the_person(host, pose):
 
 
 def test_drawing_a_toy_subject_needs_nothing_beyond_numpy_and_pillow():
-    code = "import sys, training.toy.draw, training.toy.world; print(*sys.modules)"
+    code = "import sys, toy_world.draw, toy_world.world; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], cwd=PACK, capture_output=True, text=True, check=True)
     assert not {"torch", "diffusers", "accelerate", "torchvision", "transformers"} & set(loaded.stdout.split())

@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from .dataset import render_dataset
+from training.toy.dataset import render_dataset
 
 
 def add_render(commands: argparse._SubParsersAction) -> None:
@@ -43,7 +43,7 @@ def add_training(
         command.add_argument(f"--{flag.replace('_', '-')}", action="store_true", help=meaning)
 
     def run(args: argparse.Namespace) -> None:
-        from .pretrain import Plan
+        from training.toy.pretrain import Plan
 
         train()(
             Plan(
@@ -64,25 +64,25 @@ def add_training(
 
 
 def _vae():
-    from .vae import train_vae
+    from training.toy.vae import train_vae
 
     return train_vae
 
 
 def _unet():
-    from .diffusion import train_unet
+    from training.toy.diffusion import train_unet
 
     return train_unet
 
 
 def _readout():
-    from .readout import train_readout
+    from training.toy.readout import train_readout
 
     return train_readout
 
 
 def _encoder():
-    from .encoder import train_encoder
+    from training.toy.encoder import train_encoder
 
     return train_encoder
 
@@ -93,7 +93,7 @@ def add_assemble(commands: argparse._SubParsersAction) -> None:
     command.add_argument("--out", type=Path, required=True, help="the checkpoint: a .safetensors file")
 
     def run(args: argparse.Namespace) -> None:
-        from .diffusion import assemble
+        from training.toy.diffusion import assemble
 
         assemble(args.folder, args.out)
 

@@ -12,11 +12,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from moa_core import toy_shape
 from moa_core.moa import MoA, MoAConfig
+from toy_world import shape
 from training.ldm_names import unet_to_ldm
-
-from .vae import NarrowVAE
+from training.toy.vae import NarrowVAE
 
 UNET, TEXT, VAE = "model.diffusion_model.", "cond_stage_model.transformer.text_model.", "first_stage_model."
 
@@ -33,26 +32,26 @@ class ToyBase:
     def random(cls, seed: int = 0) -> ToyBase:
         """Untrained, from a seed."""
         torch.manual_seed(seed)
-        levels = len(toy_shape.UNET_CHANNELS)
+        levels = len(shape.UNET_CHANNELS)
         unet = UNet2DConditionModel(
-            sample_size=toy_shape.IMAGE_SIZE // 8,
-            block_out_channels=toy_shape.UNET_CHANNELS,
-            layers_per_block=toy_shape.LAYERS_PER_BLOCK,
-            attention_head_dim=toy_shape.HEADS,  # diffusers' name for the number of heads
-            cross_attention_dim=toy_shape.TEXT_ENCODER["hidden_size"],
+            sample_size=shape.IMAGE_SIZE // 8,
+            block_out_channels=shape.UNET_CHANNELS,
+            layers_per_block=shape.LAYERS_PER_BLOCK,
+            attention_head_dim=shape.HEADS,  # diffusers' name for the number of heads
+            cross_attention_dim=shape.TEXT_ENCODER["hidden_size"],
             down_block_types=("CrossAttnDownBlock2D",) * levels,
             up_block_types=("CrossAttnUpBlock2D",) * levels,
         )
-        text_encoder = CLIPTextModel(CLIPTextConfig(**toy_shape.TEXT_ENCODER))
+        text_encoder = CLIPTextModel(CLIPTextConfig(**shape.TEXT_ENCODER))
         return cls(unet.eval(), text_encoder.eval(), NarrowVAE().widen())
 
     def fresh_moa(self) -> MoA:
         """A MoA for this base that changes nothing yet."""
         config = MoAConfig.for_unet(
             self.unet.state_dict(),
-            base=toy_shape.BASE,
-            heads=toy_shape.HEADS,
-            image_encoder=dict(toy_shape.IMAGE_ENCODER),
+            base=shape.BASE,
+            heads=shape.HEADS,
+            image_encoder=dict(shape.IMAGE_ENCODER),
         )
         return MoA.from_prior(self.unet.state_dict(), config)
 
@@ -77,7 +76,7 @@ class ToyBase:
 
     def _to_ldm(self) -> dict[str, Tensor]:
         """All weights under the names of an LDM checkpoint with a TAESD inside; the tensors are the models' own."""
-        unet = unet_to_ldm(self.unet.state_dict(), toy_shape.LAYERS_PER_BLOCK)
+        unet = unet_to_ldm(self.unet.state_dict(), shape.LAYERS_PER_BLOCK)
         text = {name.removeprefix("text_model."): weight for name, weight in self.text_encoder.state_dict().items()}
         vae = {"vae_scale": torch.tensor(1.0), "vae_shift": torch.tensor(0.0)}
         for name, weight in self.vae.state_dict().items():

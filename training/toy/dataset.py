@@ -17,10 +17,9 @@ from pathlib import Path
 
 import numpy as np
 
+from toy_world.draw import draw_scene
+from toy_world.world import Scene, sample_scene
 from training.layout import bounding_box, is_written, write_names, write_record, write_whole
-
-from .draw import draw_scene
-from .world import Scene, sample_scene
 
 WORLD_VERSION = 1  # raise it when the same scene is drawn differently, so that no folder mixes both
 MARK = "toy.json"

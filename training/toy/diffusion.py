@@ -12,15 +12,14 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from moa_core import toy_shape
+from toy_world.shape import IMAGE_SIZE
+from toy_world.world import PLACES
 from training.schedule import SCHEDULE, TIMESTEPS, add_noise, min_snr
 from training.tokenizer import tokenize
+from training.toy.base import ToyBase
+from training.toy.pretrain import Plan, Trainee, device, read_average, rendered, to_tensor, train
+from training.toy.vae import NarrowVAE
 from training.validate import sheet
-
-from .base import ToyBase
-from .pretrain import Plan, Trainee, device, read_average, rendered, to_tensor, train
-from .vae import NarrowVAE
-from .world import PLACES
 
 GAMMA = 5.0
 """Of the min-SNR weighting."""
@@ -55,7 +54,7 @@ def encoded(plan: Plan) -> tuple[Tensor, Tensor]:
 
     Made again when the encoder or the scenes are others; the decoder may learn on.
     """
-    pictures = rendered(plan, toy_shape.IMAGE_SIZE)
+    pictures = rendered(plan, IMAGE_SIZE)
     vae = NarrowVAE().eval()
     read_average(plan.run / "vae.safetensors", vae)
     weights = b"".join(weight.numpy().tobytes() for weight in vae.encoder.state_dict().values())

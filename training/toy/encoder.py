@@ -16,14 +16,13 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from moa_core import toy_shape
 from moa_core.reference import prepare_reference
+from toy_world import shape
+from toy_world.draw import draw_person
+from toy_world.world import FRAMINGS, sample_person
+from training.toy.pretrain import Plan, Trainee, device, train
+from training.toy.readout import IDENTITY
 from training.validate import sheet
-
-from .draw import draw_person
-from .pretrain import Plan, Trainee, device, train
-from .readout import IDENTITY
-from .world import FRAMINGS, sample_person
 
 TEST = 512
 """So many references, of people no training has seen, are for looking only."""
@@ -35,8 +34,8 @@ class IdentityEncoder(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.model = CLIPVisionModelWithProjection(CLIPVisionConfig(**toy_shape.IMAGE_ENCODER))
-        self.norm = nn.LayerNorm(toy_shape.IMAGE_ENCODER["projection_dim"])
+        self.model = CLIPVisionModelWithProjection(CLIPVisionConfig(**shape.IMAGE_ENCODER))
+        self.norm = nn.LayerNorm(shape.IMAGE_ENCODER["projection_dim"])
         sizes = {name: len(values) for name, values in IDENTITY.items()} | {"widths": len(WIDTHS)}
         self.heads = nn.ModuleDict({name: nn.Linear(self.norm.normalized_shape[0], n) for name, n in sizes.items()})
 
@@ -69,7 +68,7 @@ def _draw(seed: int, stream: int, index: int) -> tuple[np.ndarray, dict]:
     framing = "full length" if person.action == "riding a bike" else FRAMINGS[int(rng.integers(2))]
     image, mask = draw_person(person.identity, person.word, person.age, person.action, framing, person.clothes)
     pixels = torch.from_numpy(np.array(image)).float() / 255
-    prepared = prepare_reference(pixels, torch.from_numpy(mask).float(), toy_shape.IMAGE_ENCODER["image_size"])
+    prepared = prepare_reference(pixels, torch.from_numpy(mask).float(), shape.IMAGE_ENCODER["image_size"])
     identity = person.identity
     known = {name: values.index(getattr(identity, name)) for name, values in IDENTITY.items()}
     return prepared.half().numpy(), known | {"widths": [getattr(identity, name) for name in WIDTHS]}

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from moa_core.moa_file import load_moa
 from moa_core.unet_call import UNetCall
+from toy_world.draw import draw_person
 from training.base import load_base
 from training.checkpoint import checkpoints, load_checkpoint
 from training.comfyui import PACK
@@ -28,12 +29,10 @@ from training.finetune import build, trained
 from training.layout import write_whole
 from training.losses import WatchedCall
 from training.pipeline import MoAPipeline
+from training.toy.measure import CFG, PER_PROMPT, Case, Figures, cases, draw, measure_moa, measure_prior
+from training.toy.readout import CONTEXT, IDENTITY, TEST, TEST_SCENES, Readout, accuracy, draw_renders
 from training.train import train
 from training.validate import sheet
-
-from .draw import draw_person
-from .measure import CFG, PER_PROMPT, Case, Figures, cases, draw, measure_moa, measure_prior
-from .readout import CONTEXT, IDENTITY, TEST, TEST_SCENES, Readout, accuracy, draw_renders
 
 STEPS = 600
 SINGLES, PAIRS = 18, 6

@@ -27,12 +27,33 @@ from tqdm import tqdm
 
 from moa_core.moa_file import load_moa
 from moa_core.subject import Subject
+from toy_world.draw import draw_person
+from toy_world.world import (
+    ACTIONS,
+    AGES,
+    FRAMINGS,
+    PLACES,
+    WORDS,
+    Identity,
+    Person,
+    Scene,
+    sample_clothes,
+    sample_identity,
+)
 from training.base import load_base
 from training.pipeline import MoAPipeline
-
-from .draw import draw_person
-from .readout import CONTEXT, IDENTITY, JUDGES, TEST, TEST_SCENES, Readout, accuracy, draw_renders, labels, views
-from .world import ACTIONS, AGES, FRAMINGS, PLACES, WORDS, Identity, Person, Scene, sample_clothes, sample_identity
+from training.toy.readout import (
+    CONTEXT,
+    IDENTITY,
+    JUDGES,
+    TEST,
+    TEST_SCENES,
+    Readout,
+    accuracy,
+    draw_renders,
+    labels,
+    views,
+)
 
 STEPS, CFG = 12, 4.0
 GROW = 2

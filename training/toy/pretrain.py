@@ -23,11 +23,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from toy_world.draw import draw_scene
+from toy_world.world import sample_scene
 from training.checkpoint import stop_on_signal
-
-from .dataset import WORLD_VERSION
-from .draw import draw_scene
-from .world import sample_scene
+from training.toy.dataset import WORLD_VERSION
 
 SAVE_MINUTES = 5.0
 WARMUP = 100

@@ -18,12 +18,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from moa_core import toy_shape
+from toy_world.draw import draw_scene
+from toy_world.shape import IMAGE_SIZE
+from toy_world.world import ACTIONS, AGES, HAIRS, PLACES, SKINS, STYLES, Person, Scene, sample_scene
+from training.toy.pretrain import Plan, Trainee, device, to_tensor, train
 from training.validate import sheet
-
-from .draw import draw_scene
-from .pretrain import Plan, Trainee, device, to_tensor, train
-from .world import ACTIONS, AGES, HAIRS, PLACES, SKINS, STYLES, Person, Scene, sample_scene
 
 NO_YES = (False, True)
 IDENTITY = {"skin": SKINS, "hair": HAIRS, "style": STYLES, "glasses": NO_YES, "beard": NO_YES}
@@ -43,7 +42,7 @@ class Classifier(nn.Module):
         super().__init__()
         self.trunk = nn.Sequential(
             *_down(3, 16), *_down(16, 32), *_down(32, 64), *_down(64, 128), *_down(128, 128), nn.Flatten(),
-            nn.Dropout(0.2), nn.Linear(128 * (toy_shape.IMAGE_SIZE // 32) ** 2, 128), nn.ReLU(),
+            nn.Dropout(0.2), nn.Linear(128 * (IMAGE_SIZE // 32) ** 2, 128), nn.ReLU(),
         )  # fmt: skip
         self.heads = nn.ModuleDict({name: nn.Linear(128, len(values)) for name, values in ATTRIBUTES.items()})
 
@@ -170,7 +169,7 @@ def draw_renders(seed: int, stream: int, count: int, workers: int = 1) -> Render
 
 def _draw(seed: int, stream: int, index: int) -> tuple[np.ndarray, np.ndarray, Scene]:
     scene = sample_scene(np.random.default_rng([seed, stream, index]), held_out=stream == TEST)
-    image, ids = draw_scene(scene, toy_shape.IMAGE_SIZE)
+    image, ids = draw_scene(scene, IMAGE_SIZE)
     return np.asarray(image), ids > 0, scene
 
 

@@ -16,10 +16,9 @@ from diffusers import AutoencoderTiny
 from diffusers.models.unets.unet_2d_blocks import AutoencoderTinyBlock
 from torch import Tensor, nn
 
-from moa_core import toy_shape
+from toy_world.shape import IMAGE_SIZE
+from training.toy.pretrain import Pictures, Plan, Trainee, device, rendered, to_tensor, train
 from training.validate import sheet
-
-from .pretrain import Pictures, Plan, Trainee, device, rendered, to_tensor, train
 
 LEVELS = 4
 """The picture's side and its halves; the latents live at the last one."""
@@ -160,7 +159,7 @@ def train_vae(plan: Plan, decoder_only: bool = False) -> None:
 
     decoder_only: the encoder stays as its average is, so that the U-Net may learn from its latents meanwhile.
     """
-    pictures = rendered(plan, toy_shape.IMAGE_SIZE)
+    pictures = rendered(plan, IMAGE_SIZE)
     torch.manual_seed(plan.seed)
     vae = NarrowVAE()
     trainee = Trainee("vae", vae, plan)
