@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from .moa import MoA, MoAConfig
+from .whole_file import whole
 
 FORMAT = "moa"
 FORMAT_VERSION = "1"
@@ -28,12 +29,8 @@ def save_moa(moa: MoA, path: str | os.PathLike, dtype: torch.dtype = torch.float
     metadata = {"format": FORMAT, "format_version": FORMAT_VERSION, "base": moa.config.base}
     metadata["config"] = json.dumps(moa.config.to_json())
     weights = {name: weight.detach().to("cpu", dtype).contiguous() for name, weight in moa.state_dict().items()}
-    unfinished = path.with_name(path.name + ".unfinished")
-    try:
+    with whole(path) as unfinished:
         save_file(weights, unfinished, metadata)
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def load_moa(

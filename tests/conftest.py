@@ -60,14 +60,16 @@ def stir(moa, seed: int = 0, scale: float = 0.3):
 
 @pytest.fixture(scope="session")
 def toy_base():
-    from training.toy.base import ToyBase
+    from training.host.toy_base import random_toy
 
-    return ToyBase.random(0)
+    return random_toy(0)
 
 
 @pytest.fixture(scope="session")
 def stirred_moa(toy_base):
-    return stir(toy_base.fresh_moa())
+    from toy_world.shape import IMAGE_ENCODER
+
+    return stir(toy_base.fresh_moa(IMAGE_ENCODER))
 
 
 @pytest.fixture(scope="session")
@@ -76,10 +78,11 @@ def toy(tmp_path_factory, toy_base) -> Path:
     from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
     from toy_world import shape
+    from training.host.toy_base import save_toy
     from training.toy.dataset import render_dataset
 
     folder = tmp_path_factory.mktemp("toy")
-    toy_base.save(folder / "base.safetensors", torch.float32)
+    save_toy(toy_base, folder / "base.safetensors", torch.float32)
     torch.manual_seed(0)
     CLIPVisionModelWithProjection(CLIPVisionConfig(**shape.IMAGE_ENCODER)).save_pretrained(folder / "encoder")
     render_dataset(folder / "data", 24, seed=0, test_share=0.1)

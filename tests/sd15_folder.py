@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from training import sd15
+from training.host import sd15
 
 
 def main(folder: Path) -> None:

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moa_core.address import Address, attention_weights, block_shapes
-from training.ldm_names import unet_to_ldm
+from training.host.ldm_names import unet_to_ldm
 
 
 def test_the_addresses_of_stable_diffusion_15():

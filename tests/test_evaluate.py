@@ -18,7 +18,7 @@ from training.evaluation.faces import FaceJudge, identity_preservation
 from training.evaluation.references import Person, read_people
 from training.evaluation.shots import Shot
 from training.evaluation.statistics import interval, ratio_interval
-from training.tokenizer import clip_tokenizer, tokenize
+from training.host.tokenizer import clip_tokenizer, tokenize
 
 MODELS = Path(__file__).parent.parent / "models"
 TINY = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}

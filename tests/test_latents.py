@@ -11,10 +11,11 @@ from diffusers import AutoencoderKL
 from safetensors import safe_open
 from toy_run import PACK, config
 
-from training.base import KLAutoencoder, load_base
 from training.batch import Batch, Chance
 from training.config import Config, ConfigError
 from training.finetune import build, trained
+from training.host.base import KLAutoencoder
+from training.host.pretrained import load_base
 from training.latents import check_latents, latents_of, main, write_latents
 from training.shards import write_shards
 from training.train import loader, train
@@ -98,7 +99,7 @@ def test_what_is_there_is_kept_and_what_is_not_is_made(folder, caplog):
     assert write_latents(folder, autoencoder, 32) == len(names)
     with safe_open(files[0], "pt") as file:
         assert file.get_tensor("std").dtype == torch.float16 and file.get_slice("mean").get_shape() == [4, 4, 4]
-    assert not list(folder.rglob("*.tmp"))
+    assert not list(folder.rglob("unfinished-*"))
 
 
 def test_missing_and_other_latents_are_said_in_a_sentence(toy, folder, capsys):

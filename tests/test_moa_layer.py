@@ -11,6 +11,7 @@ from moa_core.moa_layer import SPARSE_THRESHOLD, MoALayer, SparsePlan
 from moa_core.subject import Subject
 from moa_core.trace import Trace
 from moa_core.unet_call import BoundTokens, UNetCall
+from toy_world.shape import IMAGE_ENCODER
 
 
 def layer(seed: int, sharpness: float) -> MoALayer:
@@ -149,7 +150,7 @@ def test_no_layer_makes_the_host_wait_for_an_accelerator(stirred_moa, sparse):
 @torch.no_grad()
 def test_a_fresh_moa_is_its_prior(toy_base):
     """Experts equal the prior's attention, routers are neutral, the subject prompt is the text."""
-    moa = toy_base.fresh_moa()
+    moa = toy_base.fresh_moa(IMAGE_ENCODER)
     unet_attention = toy_base.unet.down_blocks[1].attentions[0].transformer_blocks[0]
     address = list(moa.config.blocks)[1]
     h, context = torch.randn(2, 64, 128), torch.randn(2, 77, 64)
@@ -189,7 +190,7 @@ def test_the_subject_prompt_differs_by_feature_layer_and_timestep_at_bound_token
 
 def test_from_prior_refuses_weights_that_do_not_fit_the_config(toy_base):
     weights = toy_base.unet.state_dict()
-    config = toy_base.fresh_moa().config
+    config = toy_base.fresh_moa(IMAGE_ENCODER).config
     fewer = {k: v for k, v in weights.items() if "mid_block" not in k}
     with pytest.raises(ValueError, match=r"7 transformer blocks.*6.*for_unet"):
         MoA.from_prior(fewer, config)

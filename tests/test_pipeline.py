@@ -4,18 +4,16 @@ import pytest
 import torch
 
 from moa_core.subject import Subject
-from training.base import Base
-from training.pipeline import MoAPipeline
-from training.toy.base import ToyBase
-from training.toy.vae import NarrowVAE
+from toy_world.shape import IMAGE_ENCODER
+from training.host.pipeline import MoAPipeline
+from training.host.toy_base import random_toy
 
 PROMPT = "a man and a woman on a beach"
 QUICK = {"steps": 3, "cfg": 3.0, "seed": 5}
 
 
 def pipeline(moa) -> MoAPipeline:
-    toy = ToyBase.random(0)  # a U-Net of its own: a pipeline hangs its MoA onto it
-    return MoAPipeline(Base(toy.unet, toy.text_encoder, NarrowVAE.of(toy.vae), "MoA toy"), moa)
+    return MoAPipeline(random_toy(0), moa)  # a U-Net of its own: a pipeline hangs its MoA onto it
 
 
 def person(seed: int, word: str) -> Subject:
@@ -30,7 +28,7 @@ def test_the_three_term_guidance_has_the_prior_and_the_plain_guidance_as_its_end
     torch.testing.assert_close(acting(PROMPT, people, subject_cfg=0.0, **options)[0], prior)
     drawn, _ = acting(PROMPT, people, subject_cfg=3.0, **options)
     assert (drawn - prior).abs().max() > 1e-3
-    fresh = pipeline(toy_base.fresh_moa())
+    fresh = pipeline(toy_base.fresh_moa(IMAGE_ENCODER))
     torch.testing.assert_close(fresh(PROMPT, people, subject_cfg=3.0, **options)[0], prior, atol=1e-4, rtol=0)
 
 

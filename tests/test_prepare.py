@@ -23,8 +23,8 @@ from transformers import (
 )
 
 from training.data import SubjectDataset
+from training.host.tokenizer import clip_tokenizer
 from training.prepare import Annotator, Found, main, noun_phrases, pair_up, prepare
-from training.tokenizer import clip_tokenizer
 
 TINY = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
 

@@ -11,9 +11,9 @@ from safetensors.torch import load_file
 from toy_run import ENVIRONMENT, PACK, config
 
 from moa_core.moa_file import load_moa
-from training.base import load_base
 from training.checkpoint import checkpoints
 from training.config import Config
+from training.host.pretrained import fresh_moa, load_base
 
 
 def start(settings: Config, path, *arguments: str, processes: int = 1) -> subprocess.Popen:
@@ -58,7 +58,7 @@ def test_bf16_with_gradient_checkpointing_trains_as_float32_does(toy, tmp_path):
     bf16 = dataclasses.replace(settings.run, out=str(tmp_path / "bf16"), precision="bf16", checkpointing=True)
     run(dataclasses.replace(settings, run=bf16), tmp_path / "run.yaml")
     exact, rough = (load_moa(tmp_path / name / "moa.safetensors").state_dict() for name in ("float32", "bf16"))
-    start = load_base(toy / "base.safetensors").fresh_moa(toy / "encoder", 64).state_dict()
+    start = fresh_moa(load_base(toy / "base.safetensors"), toy / "encoder", 64).state_dict()
     moved = mean_change(start, exact)
     apart = mean_change(exact, rough)
     print(f"two steps move a weight by {moved:.1e} on average; with bf16 it ends {apart:.1e} beside")

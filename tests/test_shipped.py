@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from moa_core.moa_file import load_moa
-from training.base import load_base
 from training.comfyui import PACK
-from training.pipeline import MoAPipeline
+from training.host.pipeline import MoAPipeline
+from training.host.pretrained import load_base
 from training.toy.measure import Figures, answers, assigned, cases, draw, judge, judge_change, preference
 from training.toy.readout import Readout, views
 

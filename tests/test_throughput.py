@@ -4,17 +4,14 @@ import json
 
 import pytest
 
-from toy_world import shape
-from training.base import Base
+from toy_world.shape import IMAGE_ENCODER
+from training.host.toy_base import random_toy
 from training.throughput import IMAGES, main
-from training.toy.base import ToyBase
-from training.toy.vae import NarrowVAE
 
 
 def test_every_setting_is_measured_and_the_whole_run_follows_from_the_best(capsys):
-    toy = ToyBase.random(0)
-    base = Base(toy.unet, toy.text_encoder, NarrowVAE.of(toy.vae), shape.BASE)
-    assert main(["--batches", "1", "--steps", "1", "--json"], lambda: (base, toy.fresh_moa())) == 0
+    toy = random_toy(0)
+    assert main(["--batches", "1", "--steps", "1", "--json"], lambda: (toy, toy.fresh_moa(IMAGE_ENCODER))) == 0
     printed = capsys.readouterr()
     found = json.loads(printed.out)
     rows = {(row["checkpointing"], row["cached_latents"]): row for row in found["rows"]}

@@ -9,14 +9,15 @@ import torch
 from diffusers import AutoencoderTiny
 
 from toy_world import shape
-from training.base import load_base
-from training.toy.base import ToyBase
+from training.host.narrow_vae import NarrowVAE
+from training.host.pretrained import fresh_moa, load_base
+from training.host.toy_base import load_toy, save_toy
 from training.toy.diffusion import PROMPTS, assemble, train_unet
 from training.toy.encoder import train_encoder
 from training.toy.measure import Case, Figures, assigned, cases, judge_change, judge_routers
 from training.toy.pretrain import Plan, read
 from training.toy.readout import ATTRIBUTES, Readout, readout_loss, views
-from training.toy.vae import NarrowVAE, train_vae
+from training.toy.vae import train_vae
 
 SMALL = dict(batch=2, scenes=24)
 
@@ -59,21 +60,21 @@ def test_a_resumed_training_is_the_one_that_was_never_stopped_and_gives_a_checkp
     assert all(torch.equal(before[k], after[k]) == k.startswith("encoder.") for k in before if k.endswith("weight"))
 
     assemble(whole, tmp_path / "base.safetensors")
-    base, average = ToyBase.load(tmp_path / "base.safetensors"), averaged(whole / "unet.safetensors")
+    base, average = load_toy(tmp_path / "base.safetensors"), averaged(whole / "unet.safetensors")
     for part in ("unet", "text_encoder"):
         for name, weight in getattr(base, part).state_dict().items():
             assert torch.equal(weight, average[f"{part}.{name}"].half().float()), name
     pictures = torch.rand(1, 3, 64, 64) * 2 - 1
     narrow = NarrowVAE()
     narrow.load_state_dict({name: v.half().float() for name, v in averaged(whole / "vae.safetensors").items()})
-    torch.testing.assert_close(base.vae.encode(pictures).latents, narrow.encode(pictures), atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(base.autoencoder.encode(pictures), narrow.encode(pictures), atol=1e-3, rtol=1e-3)
 
 
 def test_the_image_encoder_becomes_a_folder_that_a_finetune_starts_from(tmp_path, toy_base, monkeypatch):
     monkeypatch.setattr("training.toy.encoder.TEST", 16)
     train_encoder(Plan(tmp_path / "run", steps=2, **SMALL))
-    toy_base.save(tmp_path / "base.safetensors")
-    moa = load_base(tmp_path / "base.safetensors").fresh_moa(tmp_path / "run/encoder", 64)
+    save_toy(toy_base, tmp_path / "base.safetensors")
+    moa = fresh_moa(load_base(tmp_path / "base.safetensors"), tmp_path / "run/encoder", 64)
     average = averaged(tmp_path / "run/encoder.safetensors")
     for name, weight in moa.image_encoder.state_dict().items():
         assert torch.equal(weight, average[name]), name

@@ -20,11 +20,11 @@ from toy_run import ENVIRONMENT, PACK, config
 from moa_core.address import Address
 from moa_core.moa_file import load_moa
 from toy_world import shape
-from training.base import load_base
 from training.batch import Chance, EndlessSampler, collate
 from training.config import Config, ConfigError, Data, Loss, Model, Optimizer, Run, read_config
 from training.data import SubjectDataset
 from training.finetune import Finetune, trained
+from training.host.pretrained import fresh_moa, load_base
 from training.losses import expert_share, masked_reconstruction, object_loss, router_loss
 from training.shards import write_shards
 from training.toy.dataset import render_dataset
@@ -86,7 +86,7 @@ class Learner:
 
     def __init__(self, toy: Path, count: int, checkpointing: bool = False, people: int | None = None):
         self.base = load_base(toy / "base.safetensors")
-        self.moa = self.base.fresh_moa(toy / "encoder", 64)
+        self.moa = fresh_moa(self.base, toy / "encoder", 64)
         self.model = Finetune(self.base, self.moa, Loss(router=2e-4, object=0.1), 2)
         if checkpointing:
             self.base.unet.enable_gradient_checkpointing()

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import Sampler
 
 from training.config import Loss
-from training.tokenizer import token_before, tokenize
+from training.host.tokenizer import token_before, tokenize
 
 
 class EndlessSampler(Sampler):

@@ -15,6 +15,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from moa_core.whole_file import UNFINISHED, whole
+
 PARAMETERS, MOMENTS, STATE = "parameters.safetensors", "optimizer.safetensors", "state.json"
 
 
@@ -34,19 +36,18 @@ def save_checkpoint(
     state: JSON with the `step`.
     """
     target = folder / f"step-{state['step']:08d}"
-    unfinished = folder / f"unfinished-{target.name}"
-    for leftover in (*folder.glob("unfinished-*"), target):
+    for leftover in folder.glob(f"{UNFINISHED}-*"):
         shutil.rmtree(leftover, ignore_errors=True)
-    unfinished.mkdir(parents=True)
     moments = {
         f"{key}.{name}": value
         for name, parameter in parameters.items()
         for key, value in optimizer.state[parameter].items()
     }
-    _save(dict(parameters), unfinished / PARAMETERS)
-    _save(moments, unfinished / MOMENTS)
-    (unfinished / STATE).write_text(json.dumps(state, indent=1))
-    unfinished.rename(target)
+    with whole(target) as unfinished:
+        unfinished.mkdir(parents=True)
+        _save(dict(parameters), unfinished / PARAMETERS)
+        _save(moments, unfinished / MOMENTS)
+        (unfinished / STATE).write_text(json.dumps(state, indent=1))
     for old in checkpoints(folder)[:-keep]:
         shutil.rmtree(old)
     return target

@@ -21,9 +21,9 @@ from moa_core.moa_file import load_moa
 from moa_core.subject import Subject, interpolate
 from toy_world.draw import draw_person
 from toy_world.world import someone
-from training.base import load_base
 from training.comfyui import PACK, Server, find_comfyui, make_base_directory, version
-from training.pipeline import MoAPipeline
+from training.host.pipeline import MoAPipeline
+from training.host.pretrained import load_base
 
 OUTPUT = PACK / "output"
 CHECKPOINT, MOA = "moa-toy-base.safetensors", "moa-toy.safetensors"

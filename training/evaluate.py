@@ -12,10 +12,10 @@ from pathlib import Path
 
 from PIL import Image
 
+from moa_core.whole_file import write_whole
 from training.config import read_config
 from training.evaluation.paper import Sampling, paper
 from training.evaluation.report import table
-from training.layout import write_whole
 from training.toy.evidence import evidence
 from training.toy.results import PICTURE, report
 

@@ -11,10 +11,12 @@ from torch import Tensor, nn
 from moa_core.moa import MoA
 from moa_core.unet_call import BoundTokens
 from training import baselines
-from training.adapter import MoAUNet
-from training.base import Base, load_base
 from training.batch import Batch, Chance, empty_ids
 from training.config import Config, Loss
+from training.host.adapter import MoAUNet
+from training.host.base import Base
+from training.host.pretrained import fresh_moa, load_base
+from training.host.schedule import add_noise, min_snr
 from training.losses import (
     WatchedCall,
     expert_share,
@@ -23,7 +25,6 @@ from training.losses import (
     router_loss,
     shares_inside_outside,
 )
-from training.schedule import add_noise, min_snr
 
 
 class Finetune(nn.Module):
@@ -77,7 +78,7 @@ class Finetune(nn.Module):
 def build(config: Config) -> tuple[Base, MoA, Finetune]:
     """The base model, a fresh MoA, and both as what is trained. Raises BaseError."""
     base = load_base(config.model.base)
-    moa = base.fresh_moa(Path(config.model.image_encoder), config.model.router_hidden)
+    moa = fresh_moa(base, Path(config.model.image_encoder), config.model.router_hidden)
     call_type = baselines.make(config.model.method, moa)
     return base, moa, Finetune(base, moa, config.loss, config.model.trainable_encoder_layers, call_type)
 

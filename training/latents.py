@@ -21,11 +21,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from training.base import load_base
+from moa_core.whole_file import write_whole
 from training.batch import Batch, Chance
 from training.config import ConfigError
 from training.data import BrokenRecords, TooManyBroken, cut, middle, read_names
-from training.layout import write_whole
+from training.host.pretrained import load_base
 from training.records import LATENTS, BrokenRecord, read_image
 from training.shards import find_shards
 

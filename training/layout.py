@@ -4,34 +4,34 @@ from __future__ import annotations
 
 import io
 import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from moa_core.whole_file import write_whole
 
-def place(root: Path, name: str) -> Path:
-    """Where a record's files lie, without their endings."""
-    return root / name[:5] / name
+
+def place(root: Path, name: str, ending: str) -> Path:
+    """Where a record's file with this ending (`jpg`) lies."""
+    return root / name[:5] / f"{name}.{ending}"
 
 
 def is_written(root: Path, name: str) -> bool:
     """Whether a record is whole: its .json comes last."""
-    return place(root, name).with_suffix(".json").exists()
+    return place(root, name, "json").exists()
 
 
 def write_record(root: Path, name: str, image: Image.Image, ids: np.ndarray, info: dict) -> None:
     """One picture's three files. ids: [H, W], 0 = background; info: caption and segments."""
-    stem = place(root, name)
-    stem.parent.mkdir(parents=True, exist_ok=True)
+    place(root, name, "json").parent.mkdir(parents=True, exist_ok=True)
     jpg, npy = io.BytesIO(), io.BytesIO()
     image.save(jpg, "JPEG", quality=95, subsampling=0)
     np.save(npy, ids)
-    write_whole(stem.with_suffix(".jpg"), jpg.getvalue())
-    write_whole(stem.with_suffix(".npy"), npy.getvalue())
-    write_whole(stem.with_suffix(".json"), json.dumps(info).encode())
+    write_whole(place(root, name, "jpg"), jpg.getvalue())
+    write_whole(place(root, name, "npy"), npy.getvalue())
+    write_whole(place(root, name, "json"), json.dumps(info).encode())
 
 
 def write_names(root: Path, everyone: Iterable[str], test: Iterable[str]) -> None:
@@ -50,10 +50,3 @@ def bounding_box(mask: np.ndarray) -> list[int]:
     """[h1, w1, h2, w2] as FastComposer's reader takes it: h runs along the columns and w along the rows."""
     rows, columns = mask.any(axis=1).nonzero()[0], mask.any(axis=0).nonzero()[0]
     return [int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1]
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """All of it or nothing, even when stopped halfway."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(content)
-    temporary.replace(path)

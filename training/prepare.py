@@ -31,8 +31,8 @@ from transformers import (
     Mask2FormerForUniversalSegmentation,
 )
 
-from training.base import load_base
 from training.data import TooManyBroken
+from training.host.pretrained import load_base
 from training.latents import write_latents
 from training.layout import bounding_box, is_written, write_names, write_record
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 from tqdm import tqdm
 
+from moa_core.whole_file import whole
 from training.data import BrokenRecords, Preparation, read_names
 from training.records import LATENTS, BrokenRecord, Record, read_record
 
@@ -34,11 +35,9 @@ def write_shards(data: Path, out: Path, records: int = 1000) -> int:
         names = read_names(data, split)
         for number, start in enumerate(tqdm(range(0, len(names), records), desc=split, unit="shard")):
             shard = out / f"{split}-{number:06d}.tar"
-            unfinished = shard.with_name(f"unfinished-{shard.name}")
-            with webdataset.TarWriter(str(unfinished)) as tar:
+            with whole(shard) as unfinished, webdataset.TarWriter(str(unfinished)) as tar:
                 for name in names[start : start + records]:
-                    tar.write({"__key__": name} | _files(data / name[:5], name))
-            unfinished.replace(shard)
+                    tar.write({"__key__": name} | _files(data, name))
             count += 1
     return count
 

@@ -23,11 +23,11 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from moa_core.moa import MoA
-from training import sd15
-from training.base import Base, KLAutoencoder
 from training.batch import Batch, Chance, collate
 from training.config import Loss, Model, Optimizer
 from training.finetune import Finetune, trained
+from training.host import sd15
+from training.host.base import Base, KLAutoencoder
 from training.latents import latents_of
 from training.train import groups
 

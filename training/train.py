@@ -18,14 +18,14 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from moa_core.moa_file import save_moa
-from training.base import BaseError
 from training.batch import Batch, Chance, EndlessSampler, collate
 from training.checkpoint import CheckpointError, checkpoints, load_checkpoint, save_checkpoint, stop_on_signal
 from training.config import Config, ConfigError, Optimizer, read_config
 from training.data import EmptySplit, SubjectDataset, TooManyBroken
 from training.finetune import build, trained
+from training.host.base import BaseError
+from training.host.pipeline import MoAPipeline
 from training.latents import check_latents, latents_of
-from training.pipeline import MoAPipeline
 from training.shards import ShardDataset, find_shards
 from training.validate import draw_sheet
 

@@ -12,8 +12,9 @@ from torch import Tensor
 from moa_core.binding import Binding
 from moa_core.reference import MEAN, STD
 from moa_core.subject import Subject
+from moa_core.whole_file import whole
 from training.batch import Batch
-from training.pipeline import MoAPipeline
+from training.host.pipeline import MoAPipeline
 
 STEPS, CFG = 20, 4.0
 
@@ -55,6 +56,5 @@ def sheet(rows: Sequence[Tensor], path: Path) -> None:
     from torchvision.utils import make_grid, save_image
 
     grid = make_grid(torch.cat(list(rows)).float().cpu() / 2 + 0.5, nrow=len(rows[0]), padding=2)
-    unfinished = path.with_name(f"unfinished-{path.name}")
-    save_image(grid.clamp(0, 1), unfinished)
-    unfinished.replace(path)
+    with whole(path) as unfinished:
+        save_image(grid.clamp(0, 1), unfinished)

@@ -13,11 +13,13 @@ from workflows import SHIPPED, shipped
 @pytest.fixture(scope="session")
 def host(tmp_path_factory, toy_base, stirred_moa) -> Host:
     from moa_core.moa_file import save_moa
+    from toy_world.shape import IMAGE_ENCODER
+    from training.host.toy_base import save_toy
 
     base = make_base_directory(tmp_path_factory.mktemp("comfyui"))
-    toy_base.save(base / "models/checkpoints/toy.safetensors", torch.float32)
+    save_toy(toy_base, base / "models/checkpoints/toy.safetensors", torch.float32)
     save_moa(stirred_moa, base / "models/moa/moa-stirred.safetensors", torch.float32)
-    save_moa(toy_base.fresh_moa(), base / "models/moa/moa-fresh.safetensors", torch.float32)
+    save_moa(toy_base.fresh_moa(IMAGE_ENCODER), base / "models/moa/moa-fresh.safetensors", torch.float32)
 
     return start_host(base)
 

@@ -86,7 +86,7 @@ def test_a_moa_for_another_base_names_both(host, loaded, moa):
     import comfy.sd
     from diffusers import UNet2DConditionModel
 
-    from training.ldm_names import unet_to_ldm
+    from training.host.ldm_names import unet_to_ldm
 
     with torch.inference_mode(False):
         wide = UNet2DConditionModel(

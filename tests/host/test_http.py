@@ -22,10 +22,11 @@ def person(path, seed):
 @pytest.fixture(scope="module")
 def server(tmp_path_factory, toy_base, stirred_moa):
     from moa_core.moa_file import save_moa
+    from training.host.toy_base import save_toy
 
     base = make_base_directory(tmp_path_factory.mktemp("server"))
     with torch.inference_mode(False):
-        toy_base.save(base / "models/checkpoints/toy.safetensors")
+        save_toy(toy_base, base / "models/checkpoints/toy.safetensors")
         save_moa(stirred_moa, base / "models/moa/moa-toy.safetensors")
     for number, name in enumerate(("ann", "bob", "cid")):
         person(base / f"input/{name}.png", number)

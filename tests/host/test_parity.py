@@ -53,14 +53,15 @@ def test_comfyui_and_diffusers_agree(host, toy_base, shape):
     from moa_core.moa import MoA, MoAConfig
     from moa_core.subject import Subject
     from moa_core.unet_call import BoundTokens
-    from training.adapter import MoAUNet
-    from training.ldm_names import unet_to_ldm
+    from toy_world.shape import IMAGE_ENCODER
+    from training.host.adapter import MoAUNet
+    from training.host.ldm_names import unet_to_ldm
 
     torch.manual_seed(0)
     with torch.inference_mode(False):
         unet = copy.deepcopy(toy_base.unet) if shape == "toy" else UNet2DConditionModel(**SD15).eval()
         if shape == "toy":
-            fresh = toy_base.fresh_moa()
+            fresh = toy_base.fresh_moa(IMAGE_ENCODER)
         else:
             config = MoAConfig.for_unet(unet.state_dict(), image_encoder=TINY_ENCODER)
             assert len(config.blocks) == 16

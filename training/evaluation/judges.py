@@ -10,12 +10,12 @@ from pathlib import Path
 
 import torch
 
+from moa_core.whole_file import write_whole
 from training.evaluation.clip_score import ClipJudge
 from training.evaluation.faces import FaceJudge, identity_preservation
 from training.evaluation.fingerprint import fingerprint
 from training.evaluation.references import Person, read_picture
 from training.evaluation.shots import Shot
-from training.layout import write_whole
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from moa_core.binding import Binding
 from moa_core.moa_file import load_moa
-from training.base import load_base
+from moa_core.whole_file import write_whole
 from training.evaluation.clip_score import ClipJudge
 from training.evaluation.faces import FaceJudge
 from training.evaluation.fingerprint import fingerprint
@@ -36,8 +36,8 @@ from training.evaluation.judges import Judges
 from training.evaluation.references import Person, read_people
 from training.evaluation.report import result_of, table
 from training.evaluation.shots import Shot, plan, read_prompts
-from training.layout import write_whole
-from training.pipeline import MoAPipeline
+from training.host.pipeline import MoAPipeline
+from training.host.pretrained import load_base
 
 SETTINGS = "settings.json"
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from moa_core.binding import Binding
 from moa_core.subject import Subject
 from training.evaluation.references import Person
-from training.tokenizer import token_before
+from training.host.tokenizer import token_before
 
 PLACEHOLDER = "<subject>"
 GLUED = re.compile(rf"[\w>]{PLACEHOLDER}|{PLACEHOLDER}\w")

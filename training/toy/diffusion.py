@@ -12,13 +12,15 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from toy_world.shape import IMAGE_SIZE
+from moa_core.whole_file import whole
+from toy_world.shape import BASE, IMAGE_SIZE
 from toy_world.world import PLACES
-from training.schedule import SCHEDULE, TIMESTEPS, add_noise, min_snr
-from training.tokenizer import tokenize
-from training.toy.base import ToyBase
+from training.host.base import Base
+from training.host.narrow_vae import NarrowVAE
+from training.host.schedule import SCHEDULE, TIMESTEPS, add_noise, min_snr
+from training.host.tokenizer import tokenize
+from training.host.toy_base import random_toy, save_toy
 from training.toy.pretrain import Plan, Trainee, device, read_average, rendered, to_tensor, train
-from training.toy.vae import NarrowVAE
 from training.validate import sheet
 
 GAMMA = 5.0
@@ -34,9 +36,9 @@ class Denoiser(nn.Module):
 
     def __init__(self, seed: int = 0):
         super().__init__()
-        base = ToyBase.random(seed)
-        self.unet = base.unet.to(memory_format=torch.channels_last)  # a quarter faster on a CPU
-        self.text_encoder = base.text_encoder
+        base = random_toy(seed)
+        self.unet = base.unet.requires_grad_(True).to(memory_format=torch.channels_last)  # a quarter faster on a CPU
+        self.text_encoder = base.text_encoder.requires_grad_(True)
 
     def forward(self, latents: Tensor, timestep: Tensor, ids: Tensor) -> Tensor:
         """latents [B, 4, h, w], timestep [B], token ids [B, 77] -> predicted noise [B, 4, h, w]."""
@@ -79,9 +81,8 @@ def _write_latents(path: Path, vae: NarrowVAE, pictures, source: str) -> None:
         for i in range(0, len(pictures.captions), 64)
     ]
     ids = torch.tensor([tokenize(caption) for caption in pictures.captions], dtype=torch.int32)
-    unfinished = path.with_name(path.name + ".unfinished")
-    save_file({"latents": torch.cat(parts).contiguous(), "ids": ids}, unfinished, {"source": source})
-    unfinished.replace(path)
+    with whole(path) as unfinished:
+        save_file({"latents": torch.cat(parts).contiguous(), "ids": ids}, unfinished, {"source": source})
 
 
 def train_unet(plan: Plan) -> None:
@@ -146,5 +147,5 @@ def assemble(run: Path, out: Path) -> None:
         "vae": read_average(run / "vae.safetensors", vae),
         "unet": read_average(run / "unet.safetensors", model),
     }
-    ToyBase(model.unet.eval(), model.text_encoder.eval(), vae.widen()).save(out)
+    save_toy(Base(model.unet, model.text_encoder, vae, BASE), out)
     print(f"{out}: {out.stat().st_size / 1e6:.1f} MB, from steps {steps}")

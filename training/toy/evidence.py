@@ -19,16 +19,16 @@ from tqdm import tqdm
 
 from moa_core.moa_file import load_moa
 from moa_core.unet_call import UNetCall
+from moa_core.whole_file import write_whole
 from toy_world.draw import draw_person
-from training.base import load_base
 from training.checkpoint import checkpoints, load_checkpoint
 from training.comfyui import PACK
 from training.config import Config
 from training.evaluation.statistics import interval, ratio_interval
 from training.finetune import build, trained
-from training.layout import write_whole
+from training.host.pipeline import MoAPipeline
+from training.host.pretrained import load_base
 from training.losses import WatchedCall
-from training.pipeline import MoAPipeline
 from training.toy.measure import CFG, PER_PROMPT, Case, Figures, cases, draw, measure_moa, measure_prior
 from training.toy.readout import CONTEXT, IDENTITY, TEST, TEST_SCENES, Readout, accuracy, draw_renders
 from training.train import train

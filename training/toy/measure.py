@@ -40,8 +40,8 @@ from toy_world.world import (
     sample_clothes,
     sample_identity,
 )
-from training.base import load_base
-from training.pipeline import MoAPipeline
+from training.host.pipeline import MoAPipeline
+from training.host.pretrained import load_base
 from training.toy.readout import (
     CONTEXT,
     IDENTITY,

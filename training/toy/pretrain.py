@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from moa_core.whole_file import whole
 from toy_world.draw import draw_scene
 from toy_world.world import sample_scene
 from training.checkpoint import stop_on_signal
@@ -113,9 +114,8 @@ class Trainee:
         tensors = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
         plan = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(self.plan).items()}
         progress = {"step": self.step, "seconds": self.seconds, "plan": plan}
-        unfinished = self.path.with_name(self.path.name + ".unfinished")
-        save_file(tensors, unfinished, {"progress": json.dumps(progress)})
-        unfinished.replace(self.path)
+        with whole(self.path) as unfinished:
+            save_file(tensors, unfinished, {"progress": json.dumps(progress)})
 
     def _load(self) -> None:
         tensors, progress = read(self.path)

@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from moa_core.whole_file import whole
 from toy_world.draw import draw_scene
 from toy_world.shape import IMAGE_SIZE
 from toy_world.world import ACTIONS, AGES, HAIRS, PLACES, SKINS, STYLES, Person, Scene, sample_scene
@@ -94,9 +95,8 @@ class Readout(nn.Module):
     def save(self, path: Path) -> None:
         """As float16, whole or not at all."""
         weights = {k: v.cpu().half() if v.is_floating_point() else v.cpu() for k, v in self.state_dict().items()}
-        unfinished = path.with_name(f"unfinished-{path.name}")
-        save_file({name: weight.contiguous() for name, weight in weights.items()}, unfinished)
-        unfinished.replace(path)
+        with whole(path) as unfinished:
+            save_file({name: weight.contiguous() for name, weight in weights.items()}, unfinished)
 
     @classmethod
     def load(cls, path: Path = JUDGES) -> Readout:

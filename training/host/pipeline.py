@@ -15,10 +15,10 @@ from moa_core.reference import prepare_reference
 from moa_core.subject import Subject
 from moa_core.trace import Trace
 from moa_core.unet_call import BoundTokens
-from training.adapter import MoAUNet
-from training.base import Base
-from training.schedule import SCHEDULE, TIMESTEPS
-from training.tokenizer import bind_prompt, tokenize
+from training.host.adapter import MoAUNet
+from training.host.base import Base
+from training.host.schedule import SCHEDULE, TIMESTEPS
+from training.host.tokenizer import bind_prompt, tokenize
 
 Sampler = Literal["uni_pc", "euler"]
 

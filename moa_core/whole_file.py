@@ -1,0 +1,33 @@
+"""Writing a file whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+UNFINISHED = "unfinished"
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A name beside `path` to write a file or a folder under; it becomes `path` when the block ends without an error.
+
+    What was there before stays until then. Each process has a name of its own, so that two never mix.
+    """
+    unfinished = path.with_name(f"{UNFINISHED}-{os.getpid()}-{path.name}")
+    try:
+        yield unfinished
+        if unfinished.is_dir():  # a folder cannot take the place of another
+            shutil.rmtree(path, ignore_errors=True)
+        unfinished.replace(path)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True) if unfinished.is_dir() else unfinished.unlink(missing_ok=True)
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """All of it or nothing, even when stopped halfway."""
+    with whole(path) as unfinished:
+        unfinished.write_bytes(content)

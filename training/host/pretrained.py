@@ -1,0 +1,52 @@
+"""What a finetune starts from: a base model, and a MoA beside it that has a pretrained image encoder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from moa_core.image_encoder import CLIP_VIT_L
+from moa_core.moa import MoA
+from training.host.base import Base, BaseError, KLAutoencoder
+from training.host.toy_base import load_toy
+
+
+def fresh_moa(base: Base, image_encoder: Path, router_hidden: int) -> MoA:
+    """A MoA that changes nothing yet, with a pretrained image encoder (a transformers folder). Raises BaseError."""
+    from transformers import CLIPVisionModelWithProjection
+
+    if not (image_encoder / "config.json").is_file():
+        raise BaseError(
+            f"model.image_encoder: {image_encoder} holds no config.json; expected the folder of a transformers "
+            "CLIP vision model (for the toy world: python -m training.toy encoder)"
+        )
+    encoder = CLIPVisionModelWithProjection.from_pretrained(image_encoder, dtype=torch.float32, local_files_only=True)
+    moa = base.fresh_moa({key: getattr(encoder.config, key) for key in (*CLIP_VIT_L, "hidden_act")}, router_hidden)
+    moa.image_encoder.model.load_state_dict(encoder.state_dict())
+    return moa
+
+
+def load_base(path: str | Path) -> Base:
+    """A Stable Diffusion 1.x folder as diffusers saves it, or a toy checkpoint. Raises BaseError."""
+    path = Path(path)
+    if path.is_file():
+        try:
+            return load_toy(path)
+        except Exception as error:
+            raise BaseError(f"model.base: {path} is no toy checkpoint ({type(error).__name__}: {error})") from error
+    if not (path / "unet" / "config.json").is_file():
+        raise BaseError(
+            f"model.base: expected a Stable Diffusion 1.5 folder in diffusers' format (unet, vae, text_encoder) or a "
+            f"toy checkpoint, found {'nothing' if not path.exists() else 'no unet/config.json'} at {path}"
+        )
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPTextModel
+
+    local = {"local_files_only": True}
+    return Base(
+        UNet2DConditionModel.from_pretrained(path, subfolder="unet", torch_dtype=torch.float32, **local),
+        CLIPTextModel.from_pretrained(path, subfolder="text_encoder", dtype=torch.float32, **local),
+        KLAutoencoder(AutoencoderKL.from_pretrained(path, subfolder="vae", torch_dtype=torch.float32, **local)),
+        "SD 1.5",
+    )
