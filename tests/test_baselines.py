@@ -9,8 +9,8 @@ from toy_run import config
 
 from moa_core.unet_call import BoundTokens
 from toy_world import shape
-from training.finetune import build, trained
-from training.toy.evidence import ROWS, configuration, evidence, train_row
+from training.finetune.model import build, trained
+from training.toy.comparison import CONTENDERS, compare, configuration, train_row
 from training.toy.results import HEADINGS, report
 
 
@@ -80,19 +80,19 @@ def test_without_spacetime_a_subject_is_the_same_in_every_layer_and_timestep(toy
 
 
 def test_the_evidence_holds_every_row_and_trains_none_twice(toy, tmp_path, monkeypatch):
-    monkeypatch.setattr("training.toy.evidence.TEST_SCENES", 4)
-    monkeypatch.setattr("training.toy.measure.STEPS", 2)
+    monkeypatch.setattr("training.toy.comparison.TEST_SCENES", 4)
+    monkeypatch.setattr("training.toy.cases.STEPS", 2)
     settings = config(toy, tmp_path)
-    result = evidence(settings, tmp_path, steps=1, singles=1, pairs=1)
-    assert list(result["rows"]) == ["prior", *(row.name for row in ROWS)]
+    result = compare(settings, tmp_path, steps=1, singles=1, pairs=1)
+    assert list(result["rows"]) == ["prior", *(row.name for row in CONTENDERS)]
     for name, row in result["rows"].items():
         assert row.keys() == HEADINGS.keys() and f"| {name} |" in report(result)
         assert all(estimate is None or estimate[1] <= estimate[0] <= estimate[2] for estimate in row.values())
     assert (tmp_path / "evidence.png").exists() and (tmp_path / "evidence.json").exists()
     files = list(tmp_path.glob("*/checkpoints/step-00000001/*"))
-    assert len(files) == 3 * len({row.folder for row in ROWS} - {None})
+    assert len(files) == 3 * len({row.folder for row in CONTENDERS} - {None})
     before = {path: path.stat().st_mtime_ns for path in files}
-    train_row(configuration(ROWS[0], settings, tmp_path, steps=1))
+    train_row(configuration(CONTENDERS[0], settings, tmp_path, steps=1))
     assert all(path.stat().st_mtime_ns == changed for path, changed in before.items())
     with pytest.raises(ValueError, match="no checkpoint of step 0"):
-        train_row(configuration(ROWS[0], settings, tmp_path, steps=0))
+        train_row(configuration(CONTENDERS[0], settings, tmp_path, steps=0))

@@ -15,11 +15,14 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from moa_core.reference import MEAN, STD
-from training.data import SubjectDataset, TooManyBroken
-from training.records import BrokenRecord, read_record
-from training.shards import ShardDataset, write_shards
+from training.data.dataset import SubjectDataset, TooManyBroken
+from training.data.preparation import Preparation
+from training.data.records import BrokenRecord, read_record
+from training.data.shards import ShardDataset, write_shards
 from training.toy.dataset import render_dataset
 
+MIDDLE = Preparation(augment=False)
+"""The square in the picture's middle."""
 SUBJECTS = ((200, 30, 40), (30, 60, 220))
 
 
@@ -54,8 +57,8 @@ def as_picture(reference: torch.Tensor) -> torch.Tensor:
 
 
 def test_a_rendered_data_set_comes_back_as_it_was_written(toy):
-    data = SubjectDataset(toy, split="all", augment=False)
-    assert len(data) == 24 == len(SubjectDataset(toy, "train")) + len(SubjectDataset(toy, "test"))
+    data = SubjectDataset(toy, MIDDLE, "all")
+    assert len(data) == 24 == len(SubjectDataset(toy, MIDDLE, "train")) + len(SubjectDataset(toy, MIDDLE, "test"))
     for item in data:
         folder = toy / item["id"][:5]
         info = json.loads((folder / f"{item['id']}.json").read_text())
@@ -73,7 +76,7 @@ def test_a_rendered_data_set_comes_back_as_it_was_written(toy):
 
 def test_a_reference_shows_its_subject_on_the_neutral_colour_and_nobody_else(tmp_path):
     write_record(tmp_path, "00000000", 96, 96, [(4, 20, 34, 90), (50, 20, 90, 60)])
-    first, second = (as_picture(r) for r in SubjectDataset(tmp_path, augment=False)[0]["references"][:2])
+    first, second = (as_picture(r) for r in SubjectDataset(tmp_path, MIDDLE)[0]["references"][:2])
     for picture, colour in ((first, SUBJECTS[0]), (second, SUBJECTS[1])):
         assert (picture[:, 32, 32] - torch.tensor(colour)).abs().max() < 6
     assert (first[:, 32, 2] - torch.tensor(MEAN) * 255).abs().max() < 6  # a tall subject is padded at its sides
@@ -82,7 +85,7 @@ def test_a_reference_shows_its_subject_on_the_neutral_colour_and_nobody_else(tmp
 
 def test_a_random_background_is_one_colour_around_the_whole_subject(tmp_path):
     write_record(tmp_path, "00000000", 96, 96, [(4, 20, 34, 90)])
-    data = SubjectDataset(tmp_path, reference_background="random")
+    data = SubjectDataset(tmp_path, Preparation(reference_background="random"))
     corners = []
     for epoch in range(2):
         picture = as_picture(data[epoch, 0]["references"][0])
@@ -103,7 +106,7 @@ def test_masks_follow_the_picture_through_every_crop(tmp_path_factory, width, he
     root = tmp_path_factory.mktemp("crop")
     middle = width // 2
     write_record(root, "00000000", width, height, [(3, 8, middle - 3, 36), (middle + 3, 5, width - 3, 30)])
-    data = SubjectDataset(root, size=48, smallest_crop=crop)
+    data = SubjectDataset(root, Preparation(size=48, smallest_crop=crop))
     item = data[epoch, 0]
     colours = (item["picture"] + 1) * 127.5
     for n in item["valid"].nonzero().flatten():
@@ -118,15 +121,15 @@ def test_masks_follow_the_picture_through_every_crop(tmp_path_factory, width, he
 
 def test_subjects_cropped_away_or_too_small_are_dropped(tmp_path):
     write_record(tmp_path, "00000000", 300, 100, [(2, 20, 40, 80), (130, 20, 170, 80)])
-    item = SubjectDataset(tmp_path, augment=False)[0]  # the square in the middle shows columns 100 to 200
+    item = SubjectDataset(tmp_path, MIDDLE)[0]  # the square in the middle shows columns 100 to 200
     assert item["valid"].tolist() == [True, False, False, False]
     assert item["positions"][0] == 11 and item["masks"][1:].sum() == 0
-    assert not SubjectDataset(tmp_path, augment=False, min_area=0.5)[0]["valid"].any()
+    assert not SubjectDataset(tmp_path, Preparation(augment=False, min_area=0.5))[0]["valid"].any()
 
 
 def test_the_same_seed_epoch_and_index_give_the_same_item_in_any_worker(toy):
     def items(epoch: int, workers: int) -> list[torch.Tensor]:
-        data = SubjectDataset(toy, smallest_crop=0.6, seed=9)
+        data = SubjectDataset(toy, Preparation(smallest_crop=0.6), seed=9)
         keys = [(epoch, index) for index in range(len(data))]
         return [batch["picture"] for batch in DataLoader(data, 6, sampler=keys, num_workers=workers)]
 
@@ -161,12 +164,12 @@ BREAKS = {
 @pytest.mark.parametrize("kind", BREAKS)
 def test_a_broken_record_says_which_file_and_what_and_is_skipped(toy, kind, caplog):
     ending, damage, words = BREAKS[kind]
-    data = SubjectDataset(toy)
+    data = SubjectDataset(toy, Preparation())
     name = data.names[2]
     path = toy / name[:5] / f"{name}{ending}"
     damage(path)
     with pytest.raises(BrokenRecord, match=words) as raised:
-        read_record(toy / name[:5], name)
+        read_record(toy, name)
     # A segment without pixels shows in the map, whichever of the two files is wrong.
     assert raised.value.file == (path.with_suffix(".npy") if kind == "other id" else path)
     assert str(raised.value.file) in str(raised.value) and "expected" in str(raised.value)
@@ -177,7 +180,7 @@ def test_a_broken_record_says_which_file_and_what_and_is_skipped(toy, kind, capl
 
 
 def test_a_damaged_data_set_stops_with_a_sentence(toy):
-    data = SubjectDataset(toy)
+    data = SubjectDataset(toy, Preparation())
     for name in data.names[:6]:
         (toy / name[:5] / f"{name}.jpg").unlink()
     with pytest.raises(TooManyBroken, match=r"6 of the \d+ records .* more than 1%"):
@@ -186,7 +189,7 @@ def test_a_damaged_data_set_stops_with_a_sentence(toy):
 
 def test_a_folder_of_something_else_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"image_ids_train.txt is missing"):
-        SubjectDataset(tmp_path)
+        SubjectDataset(tmp_path, Preparation())
 
 
 # Shards
@@ -207,9 +210,9 @@ def shards(folder, tmp_path_factory):
 
 
 def test_a_shard_gives_what_the_folder_gives(folder, shards):
-    data = SubjectDataset(folder, augment=False)
+    data = SubjectDataset(folder, MIDDLE)
     items = {item["id"]: item for item in (data[n] for n in range(len(data)))}
-    stream = ShardDataset(shards, "train", augment=False)
+    stream = ShardDataset(shards, MIDDLE, "train")
     for item in itertools.islice(stream, len(data)):
         same = items.pop(item["id"])
         assert item["caption"] == same["caption"]
@@ -219,10 +222,10 @@ def test_a_shard_gives_what_the_folder_gives(folder, shards):
 
 @pytest.mark.parametrize("processes, workers", [(1, 0), (2, 0), (2, 2)])
 def test_readers_share_an_epoch_and_each_epoch_has_its_own_order(folder, shards, processes, workers):
-    count = len(SubjectDataset(folder, "train"))
+    count = len(SubjectDataset(folder, MIDDLE, "train"))
 
     def ids(process: int) -> list[str]:
-        stream = ShardDataset(shards, "train", 3, process, processes)
+        stream = ShardDataset(shards, Preparation(), "train", 3, process, processes)
         loader = DataLoader(stream, 1, num_workers=workers, collate_fn=lambda items: items[0]["id"])
         return list(itertools.islice(loader, 2 * count))
 
@@ -237,11 +240,11 @@ def test_readers_share_an_epoch_and_each_epoch_has_its_own_order(folder, shards,
 
 
 def test_a_broken_record_in_a_shard_is_named_and_left_out(toy, tmp_path, caplog):
-    names = SubjectDataset(toy).names
+    names = SubjectDataset(toy, Preparation()).names
     name = names[3]
     (toy / name[:5] / f"{name}.npy").write_bytes(b"")
     write_shards(toy, tmp_path / "out", records=40)
-    stream = ShardDataset(tmp_path / "out", "train")
+    stream = ShardDataset(tmp_path / "out", Preparation(), "train")
     seen = [item["id"] for item in itertools.islice(stream, 2 * len(names) - 2)]
     assert name not in seen and list(stream.broken) == [name]
     assert f"train-000000.tar/{name}.npy" in caplog.text
@@ -249,4 +252,4 @@ def test_a_broken_record_in_a_shard_is_named_and_left_out(toy, tmp_path, caplog)
 
 def test_too_few_shards_for_the_readers_is_said(shards):
     with pytest.raises(ValueError, match="holds .* shards for 99 readers.*fewer records per shard"):
-        next(iter(ShardDataset(shards, "train", processes=99)))
+        next(iter(ShardDataset(shards, Preparation(), "train", processes=99)))

@@ -15,7 +15,7 @@ from toy_world.draw import draw_person
 from toy_world.world import sample_identity
 from training.evaluate import main
 from training.evaluation.faces import FaceJudge, identity_preservation
-from training.evaluation.references import Person, read_people
+from training.evaluation.references import ReferencePerson, read_people
 from training.evaluation.shots import Shot
 from training.evaluation.statistics import interval, ratio_interval
 from training.host.tokenizer import clip_tokenizer, tokenize
@@ -179,7 +179,7 @@ def test_faces_go_to_the_surest_subject_and_the_worst_counts():
 
 
 def test_subjects_bind_to_their_placeholders_whatever_else_the_prompt_says():
-    people = tuple(Person(name, "man", {}, []) for name in "ab")
+    people = tuple(ReferencePerson(name, "man", {}, []) for name in "ab")
     shot = Shot(people, 0, "a man paints a <subject> and a <subject>", 0)
     words = clip_tokenizer().convert_ids_to_tokens(tokenize(shot.prompt))
     positions = [binding.position for binding in shot.bindings(people)]

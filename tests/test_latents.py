@@ -9,16 +9,20 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 from safetensors import safe_open
+from torch.utils.data import DataLoader
 from toy_run import PACK, config
 
-from training.batch import Batch, Chance
 from training.config import Config, ConfigError
-from training.finetune import build, trained
+from training.data.batch import Batch, Chance
+from training.data.latents import check_latents, latents_of, write_latents
+from training.data.loader import loader
+from training.data.preparation import Preparation
+from training.data.shards import write_shards
+from training.finetune.loop import train
+from training.finetune.model import build, trained
 from training.host.base import KLAutoencoder
 from training.host.pretrained import load_base
-from training.latents import check_latents, latents_of, main, write_latents
-from training.shards import write_shards
-from training.train import loader, train
+from training.latents import main
 from training.train import main as train_main
 
 BASE = PACK / "models/checkpoints/moa-toy-base.safetensors"
@@ -40,8 +44,12 @@ def settings(toy: Path, root: Path, cached: bool, size: int = 128) -> Config:
     )
 
 
+def reader(config: Config) -> DataLoader:
+    return loader(config, Preparation.of(config.data, 64), 0, 0, 1)
+
+
 def first_batch(toy: Path, root: Path, cached: bool) -> Batch:
-    return next(iter(loader(settings(toy, root, cached), 0, 0, 1)))
+    return next(iter(reader(settings(toy, root, cached))))
 
 
 def kl_autoencoder() -> KLAutoencoder:
@@ -119,7 +127,7 @@ def test_missing_and_other_latents_are_said_in_a_sentence(toy, folder, capsys):
     for file in files[1:]:  # a few are broken records, so many a damaged data set
         file.unlink()
     with pytest.raises(Exception, match=r"are broken.*python -m training.latents writes, found no such file"):
-        for batch in loader(settings(toy, folder, True), 0, 0, 1):
+        for batch in reader(settings(toy, folder, True)):
             assert set(batch.captions)
 
 

@@ -22,9 +22,12 @@ from transformers import (
     SwinConfig,
 )
 
-from training.data import SubjectDataset
+from training.data.annotate import Annotator, Found, annotate_pictures, noun_phrases
+from training.data.dataset import SubjectDataset
+from training.data.pairing import pair_up
+from training.data.preparation import Preparation
 from training.host.tokenizer import clip_tokenizer
-from training.prepare import Annotator, Found, main, noun_phrases, pair_up, prepare
+from training.prepare import main
 
 TINY = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
 
@@ -113,14 +116,14 @@ def pictures(tmp_path):
 
 def test_every_readable_picture_becomes_a_record_that_training_reads(annotator, pictures, tmp_path):
     out = tmp_path / "out"
-    useful = prepare(pictures, out, annotator, batch=2, workers=1)
+    useful = annotate_pictures(pictures, out, annotator, batch=2, workers=1)
     assert useful >= 1
     assert not (out / "broke").exists()
     names = (out / "image_ids.txt").read_text().split()
     assert len(names) == useful and set(names) <= {"ann", "bob", "more_cid"}
     info = json.loads((out / names[0][:5] / f"{names[0]}.json").read_text())
     assert info["caption"].startswith("man") and info["segments"][0]["word"] == "man"
-    data = SubjectDataset(out, "all", size=32, augment=False)
+    data = SubjectDataset(out, Preparation(size=32, augment=False), "all")
     items = [data[n] for n in range(len(data))]
     assert not data.broken and any(item["valid"].any() for item in items)
 
@@ -130,11 +133,11 @@ def test_a_stopped_run_goes_on_and_keeps_what_is_there(annotator, pictures, tmp_
     first = pictures.parent / "first"
     first.mkdir()
     (pictures / "ann.png").rename(first / "ann.png")
-    prepare(first, out, annotator, batch=1, workers=0)
+    annotate_pictures(first, out, annotator, batch=1, workers=0)
     record = out / "ann/ann.json"
     record.write_text(record.read_text().replace("man", "hat"))
     (first / "ann.png").rename(pictures / "ann.png")
-    prepare(pictures, out, annotator, batch=4, workers=0)
+    annotate_pictures(pictures, out, annotator, batch=4, workers=0)
     assert "hat" in record.read_text() and (out / "bob/bob.json").exists()
 
 
@@ -171,5 +174,5 @@ def test_latents_follow_where_a_base_is_given(models, pictures, tmp_path):
     parts = [text for name in ("captioner", "segmenter", "matcher") for text in (f"--{name}", str(models / name))]
     last = ["--base", str(base), "--size", "32", "--workers", "0"]
     assert main(["--pictures", str(pictures), "--out", str(out), *parts, *last]) == 0
-    data = SubjectDataset(out, "all", size=32, cached_latents=True)
+    data = SubjectDataset(out, Preparation(size=32, cached_latents=True), "all")
     assert all(data[n]["moments"].shape == (2, 4, 4, 4) for n in range(len(data))) and not data.broken

@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 from toy_run import ENVIRONMENT, PACK, config
 
 from moa_core.moa_file import load_moa
-from training.checkpoint import checkpoints
 from training.config import Config
+from training.finetune.checkpoint import checkpoints
 from training.host.pretrained import fresh_moa, load_base
 
 

@@ -7,8 +7,10 @@ from moa_core.moa_file import load_moa
 from training.comfyui import PACK
 from training.host.pipeline import MoAPipeline
 from training.host.pretrained import load_base
-from training.toy.measure import Figures, answers, assigned, cases, draw, judge, judge_change, preference
-from training.toy.readout import Readout, views
+from training.toy.cases import cases, draw
+from training.toy.figures import Figures, answers, assigned, judge, judge_change, preference
+from training.toy.judges import Readout
+from training.toy.renders import views
 
 BASE, MOA = PACK / "models/checkpoints/moa-toy-base.safetensors", PACK / "models/moa/moa-toy.safetensors"
 
@@ -37,12 +39,12 @@ def test_exchanging_a_reference_changes_the_person_and_not_the_scene(pipeline, r
         # Which of the two pictures shows which reference, as for two people at two places.
         own, others = answers(case), answers(case.exchanged())
         figures.add("recognised", assigned([readout(picture) for picture in pictures], [own[0], others[0]]))
-        judge(figures, "moa", readout, case, pictures[0])
-    ratio = figures["change.outside"] / figures["change.inside"]
-    print(f"change outside/inside {ratio:.3f}; recognised {figures['recognised']}, scenes {figures['moa.scene']} of 12")
+        judge(figures, readout, case, pictures[0])
+    ratio = figures["change outside"] / figures["change inside"]
+    print(f"change outside/inside {ratio:.3f}; recognised {figures['recognised']}, scenes {figures['scene']} of 12")
     assert ratio < 0.5
     assert figures["recognised"] > 0.8  # chance 0.5
-    assert figures["moa.scene"] > 0.8  # chance 0.17
+    assert figures["scene"] > 0.8  # chance 0.17
 
 
 @torch.no_grad()

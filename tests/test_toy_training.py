@@ -12,12 +12,15 @@ from toy_world import shape
 from training.host.narrow_vae import NarrowVAE
 from training.host.pretrained import fresh_moa, load_base
 from training.host.toy_base import load_toy, save_toy
-from training.toy.diffusion import PROMPTS, assemble, train_unet
-from training.toy.encoder import train_encoder
-from training.toy.measure import Case, Figures, assigned, cases, judge_change, judge_routers
-from training.toy.pretrain import Plan, read
-from training.toy.readout import ATTRIBUTES, Readout, readout_loss, views
-from training.toy.vae import train_vae
+from training.toy.cases import Case, cases
+from training.toy.figures import Figures, assigned, judge_change, judge_routers
+from training.toy.judges import Readout
+from training.toy.pretrain.autoencoder import train_vae
+from training.toy.pretrain.encoder import train_encoder
+from training.toy.pretrain.judges import readout_loss
+from training.toy.pretrain.loop import Plan, read
+from training.toy.pretrain.unet import PROMPTS, assemble, train_unet
+from training.toy.renders import ATTRIBUTES, views
 
 SMALL = dict(batch=2, scenes=24)
 
@@ -40,9 +43,9 @@ def test_a_widened_autoencoder_is_the_same_function():
 
 
 def test_a_resumed_training_is_the_one_that_was_never_stopped_and_gives_a_checkpoint(tmp_path, monkeypatch):
-    monkeypatch.setattr("training.toy.vae.HELD_OUT", 16)
-    monkeypatch.setattr("training.toy.diffusion.HELD_OUT", 16)
-    monkeypatch.setattr("training.toy.diffusion.PROMPTS", PROMPTS[:1])
+    monkeypatch.setattr("training.toy.pretrain.autoencoder.HELD_OUT", 16)
+    monkeypatch.setattr("training.toy.pretrain.unet.HELD_OUT", 16)
+    monkeypatch.setattr("training.toy.pretrain.unet.PROMPTS", PROMPTS[:1])
     whole, halves = tmp_path / "whole", tmp_path / "halves"
     for train, name in ((train_vae, "vae"), (train_unet, "unet")):
         train(Plan(whole, steps=4, **SMALL))
@@ -71,7 +74,7 @@ def test_a_resumed_training_is_the_one_that_was_never_stopped_and_gives_a_checkp
 
 
 def test_the_image_encoder_becomes_a_folder_that_a_finetune_starts_from(tmp_path, toy_base, monkeypatch):
-    monkeypatch.setattr("training.toy.encoder.TEST", 16)
+    monkeypatch.setattr("training.toy.pretrain.encoder.TEST", 16)
     train_encoder(Plan(tmp_path / "run", steps=2, **SMALL))
     save_toy(toy_base, tmp_path / "base.safetensors")
     moa = fresh_moa(load_base(tmp_path / "base.safetensors"), tmp_path / "run/encoder", 64)
@@ -119,13 +122,13 @@ def test_change_is_told_apart_inside_and_outside_the_people():
     a = torch.zeros(1, 3, 32, 32)
     figures = Figures()
     judge_change(figures, people, a, a)
-    assert figures["change.inside"] == figures["change.outside"] == 0.0
+    assert figures["change inside"] == figures["change outside"] == 0.0
     b = a.clone()
     b[:, :, 6:18, 6:18] = 1.0  # the people and the two pixels around them
     figures = Figures()
     judge_change(figures, people, a, b)
-    assert figures["change.inside"] == 0.5 and figures["change.outside"] == 0.0  # half of the range -1..1
-    assert Figures()["change.inside"] is None
+    assert figures["change inside"] == 0.5 and figures["change outside"] == 0.0  # half of the range -1..1
+    assert Figures()["change inside"] is None
 
 
 def test_router_shares_are_taken_where_the_people_are():
@@ -135,7 +138,7 @@ def test_router_shares_are_taken_where_the_people_are():
     area[:, :, 2:] = 0.7
     figures = Figures()
     judge_routers(figures, people, area)
-    assert figures.part("router.") == pytest.approx({"inside": 0.7, "outside": 0.1})
+    assert figures.all() == pytest.approx({"router inside": 0.7, "router outside": 0.1})
 
 
 def test_exchanged_people_are_noticed():

@@ -20,15 +20,18 @@ from toy_run import ENVIRONMENT, PACK, config
 from moa_core.address import Address
 from moa_core.moa_file import load_moa
 from toy_world import shape
-from training.batch import Chance, EndlessSampler, collate
 from training.config import Config, ConfigError, Data, Loss, Model, Optimizer, Run, read_config
-from training.data import SubjectDataset
-from training.finetune import Finetune, trained
+from training.data.batch import Chance, EndlessSampler, collate
+from training.data.dataset import SubjectDataset
+from training.data.preparation import Preparation
+from training.data.shards import write_shards
+from training.finetune.loop import train
+from training.finetune.losses import expert_share, masked_reconstruction, object_loss, router_loss
+from training.finetune.model import Finetune, trained
+from training.finetune.optimizer import learning_rate
 from training.host.pretrained import fresh_moa, load_base
-from training.losses import expert_share, masked_reconstruction, object_loss, router_loss
-from training.shards import write_shards
 from training.toy.dataset import render_dataset
-from training.train import learning_rate, main, train
+from training.train import main
 
 # Losses
 
@@ -91,7 +94,7 @@ class Learner:
         if checkpointing:
             self.base.unet.enable_gradient_checkpointing()
             self.base.unet.train()
-        records = SubjectDataset(toy / "data", "all", max_subjects=2, augment=False)
+        records = SubjectDataset(toy / "data", Preparation(max_subjects=2, augment=False), "all")
         items = (records[n] for n in range(len(records)))
         chosen = [item for item in items if people in (None, int(item["valid"].sum()))][:count]
         self.batch = collate(chosen)

@@ -30,12 +30,12 @@ class Model:
     router_hidden: int = 64
     """Hidden width of every router; the paper gives none."""
     method: Literal["moa", "moa_without_spacetime", "cross_attention", "ip_adapter"] = "moa"
-    """MoA, or what it is compared with (training/baselines.py)."""
+    """MoA, or what it is compared with (training/finetune/methods.py)."""
 
 
 @dataclass(frozen=True)
 class Data:
-    """The pictures, in the FFHQ layout (training/data.py)."""
+    """The pictures, in the FFHQ layout (training/data/records.py)."""
 
     root: str
     size: int = 512
@@ -49,8 +49,8 @@ class Data:
     background: Literal["neutral", "random"] = "random"
     """What replaces the background of a reference."""
     cached_latents: bool = False
-    """Latents are read from files (training/latents.py), which saves the autoencoder's work in every step; pictures are
-    then the largest squares in the middle instead of random ones."""
+    """Latents are read from files (training/data/latents.py), which saves the autoencoder's work in every step;
+    pictures are then the largest squares in the middle instead of random ones."""
     workers: int = 4
     """Processes that read pictures, for each GPU; 0 reads in the training's own process."""
 

@@ -16,7 +16,7 @@ from moa_core.whole_file import write_whole
 from training.config import read_config
 from training.evaluation.paper import Sampling, paper
 from training.evaluation.report import table
-from training.toy.evidence import evidence
+from training.toy.comparison import compare
 from training.toy.results import PICTURE, report
 
 HERE = Path(__file__).parent
@@ -30,7 +30,7 @@ def add_toy(commands: argparse._SubParsersAction) -> None:
 
 def _toy(args: argparse.Namespace) -> str:
     args.run.mkdir(parents=True, exist_ok=True)
-    text = report(evidence(read_config(HERE / "configs/toy.yaml"), args.run))
+    text = report(compare(read_config(HERE / "configs/toy.yaml"), args.run))
     Image.open(args.run / "evidence.png").save(HERE / PICTURE, quality=90)
     write_whole(HERE / "RESULTS.md", text.encode())
     return text

@@ -23,13 +23,13 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from moa_core.moa import MoA
-from training.batch import Batch, Chance, collate
 from training.config import Loss, Model, Optimizer
-from training.finetune import Finetune, trained
+from training.data.batch import Batch, Chance, collate
+from training.data.latents import latents_of
+from training.finetune.model import Finetune, trained
+from training.finetune.optimizer import groups
 from training.host import sd15
 from training.host.base import Base, KLAutoencoder
-from training.latents import latents_of
-from training.train import groups
 
 BATCHES = {"cuda": (1, 2, 4, 8, 16, 32), "cpu": (1,)}
 IMAGES = 40_000 * 128
@@ -44,7 +44,7 @@ ON_CPU = {
 
 
 @dataclass(frozen=True)
-class Row:
+class Setting:
     """One setting and what it reaches; nothing where memory ran out. tflop: of one image; utilisation: 0 to 1."""
 
     batch: int
@@ -73,7 +73,7 @@ def random_sd15() -> tuple[Base, MoA]:
     return base, MoA.from_prior(base.unet.state_dict())
 
 
-class Trainee:
+class Stepper:
     """A finetune on its device, with an optimizer of its own: bf16 on a GPU, float32 on a CPU."""
 
     def __init__(self, base: Base, moa: MoA, device: torch.device):
@@ -122,16 +122,16 @@ class Trainee:
             torch.cuda.empty_cache()
 
 
-def measure(trainee: Trainee, setting: Row, steps: int, matmul: float) -> Row:
+def time_step(stepper: Stepper, setting: Setting, steps: int, matmul: float) -> Setting:
     """The setting with its figures; matmul: FLOPs/s. The first of the steps is for counting and warming up alone."""
-    unet = trainee.base.unet
+    unet = stepper.base.unet
     unet.enable_gradient_checkpointing() if setting.checkpointing else unet.disable_gradient_checkpointing()
-    reset_peak(trainee.device)
+    reset_peak(stepper.device)
     try:
-        optimizer, inputs = trainee.optimizer(), trainee.inputs(setting.batch, setting.cached_latents)
+        optimizer, inputs = stepper.optimizer(), stepper.inputs(setting.batch, setting.cached_latents)
         with FlopCounterMode(display=False, custom_mapping=ON_CPU) as counter:
-            trainee.step(optimizer, *inputs)
-        seconds = statistics.median(timed(lambda: trainee.step(optimizer, *inputs)) for _ in range(steps))
+            stepper.step(optimizer, *inputs)
+        seconds = statistics.median(timed(lambda: stepper.step(optimizer, *inputs)) for _ in range(steps))
     except (torch.OutOfMemoryError, MemoryError):
         return setting
     except RuntimeError as error:  # what a CPU's allocator says
@@ -139,12 +139,12 @@ def measure(trainee: Trainee, setting: Row, steps: int, matmul: float) -> Row:
             raise
         return setting
     speed, flops = setting.batch / seconds, counter.get_total_flops() / setting.batch
-    return Row(
+    return Setting(
         setting.batch,
         setting.checkpointing,
         setting.cached_latents,
         images_per_s=speed,
-        peak_gib=peak(trainee.device) / 2**30,
+        peak_gib=peak(stepper.device) / 2**30,
         tflop=flops / 1e12,
         utilisation=speed * flops / matmul,
     )
@@ -184,7 +184,7 @@ def peak(device: torch.device) -> int:
     return int(status["VmHWM"].split()[0]) * 1024
 
 
-def hours(rows: list[Row]) -> float | None:
+def hours(rows: list[Setting]) -> float | None:
     """Of one such device for IMAGES, at the best row's speed; None where memory sufficed for none."""
     best = max((row.images_per_s for row in rows if row.images_per_s), default=None)
     return best and IMAGES / best / 3600
@@ -205,10 +205,10 @@ def main(argv: list[str] | None = None, make: Callable[[], tuple[Base, MoA]] = r
     name = f"{torch.cuda.get_device_name()}, bf16" if gpu else f"CPU, {torch.get_num_threads()} threads, float32"
     matmul = matmul_speed(device)
     print(f"{name}; a large matmul: {matmul / 1e12:.4g} TFLOP/s\n{HEADING}", file=text, flush=True)
-    trainee, rows = Trainee(*make(), device), []
+    stepper, rows = Stepper(*make(), device), []
     for cached, checkpointing, batch in product((False, True), (True, False), args.batches or BATCHES[device.type]):
-        rows.append(measure(trainee, Row(batch, checkpointing, cached), args.steps, matmul))
-        trainee.forget()
+        rows.append(time_step(stepper, Setting(batch, checkpointing, cached), args.steps, matmul))
+        stepper.forget()
         print(rows[-1], file=text, flush=True)
     if total := hours(rows):
         print(f"40,000 steps x 128 images at the best row's speed: {total:,.0f} hours of one such device", file=text)

@@ -4,25 +4,26 @@ import numpy as np
 import pytest
 import torch
 
-from training import demo
-from training.comfyui import Server, find_comfyui, make_base_directory
+from training.comfyui import PACK, Server, find_comfyui, make_base_directory
+from training.demo.painters import ComfyUIPainter, DiffusersPainter
+from training.demo.takes import MORPH, PRIOR, TOGETHER
 
 
 @pytest.fixture(scope="module")
 def painters(tmp_path_factory):
     base = make_base_directory(tmp_path_factory.mktemp("demo"))
     with Server(find_comfyui(), base) as server, torch.inference_mode(False):
-        yield demo.ComfyUIPainter(server), demo.DiffusersPainter(demo.PACK / "models")
+        yield ComfyUIPainter(server), DiffusersPainter(PACK / "models")
 
 
-@pytest.mark.parametrize("shot", [demo.PRIOR, demo.TOGETHER, demo.MORPH], ids=["prior", "together", "morph"])
-def test_both_hosts_paint_the_same(painters, shot):
-    ours, theirs = (np.stack(painter.paint(shot)[0]).astype(int) for painter in painters)
-    assert ours.shape == theirs.shape == (shot.frames, 128, 128, 3)
+@pytest.mark.parametrize("take", [PRIOR, TOGETHER, MORPH], ids=["prior", "together", "morph"])
+def test_both_hosts_paint_the_same(painters, take):
+    ours, theirs = (np.stack(painter.paint(take)[0]).astype(int) for painter in painters)
+    assert ours.shape == theirs.shape == (take.frames, 128, 128, 3)
     difference = np.abs(ours - theirs)
     print(f"of 255: largest difference {difference.max()}, mean {difference.mean():.4f}")
     assert difference.max() <= 2
-    if shot.frames > 1:  # from the same noise the person changes, and the scene beside hardly does
+    if take.frames > 1:  # from the same noise the person changes, and the scene beside hardly does
         change = np.abs(ours[0] - ours[-1]).mean(axis=2)
         print(f"morph: change {change.mean():.1f}, left of the person {change[:, :24].mean():.1f}")
         assert change.mean() > 5 and change[:, :24].mean() < 0.4 * change.mean()

@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from training.prepare import pair_up
+from training.data.pairing import pair_up
 
 SMALLEST = 20
 """Pixels; MTCNN looks for no smaller face."""

@@ -14,7 +14,7 @@ from moa_core.whole_file import write_whole
 from training.evaluation.clip_score import ClipJudge
 from training.evaluation.faces import FaceJudge, identity_preservation
 from training.evaluation.fingerprint import fingerprint
-from training.evaluation.references import Person, read_picture
+from training.evaluation.references import ReferencePerson, read_picture
 from training.evaluation.shots import Shot
 
 
@@ -32,7 +32,7 @@ class Score:
 class Judges:
     """Scores pictures against the people's references."""
 
-    def __init__(self, faces: FaceJudge, clip: ClipJudge, people: Iterable[Person]):
+    def __init__(self, faces: FaceJudge, clip: ClipJudge, people: Iterable[ReferencePerson]):
         self.faces, self.clip = faces, clip
         self.references = {person.name: faces.reference(person.pictures) for person in people}  # [512] each
         self.fingerprint = fingerprint(faces.network, clip.network)

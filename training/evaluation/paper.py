@@ -33,7 +33,7 @@ from training.evaluation.clip_score import ClipJudge
 from training.evaluation.faces import FaceJudge
 from training.evaluation.fingerprint import fingerprint
 from training.evaluation.judges import Judges
-from training.evaluation.references import Person, read_people
+from training.evaluation.references import ReferencePerson, read_people
 from training.evaluation.report import result_of, table
 from training.evaluation.shots import Shot, plan, read_prompts
 from training.host.pipeline import MoAPipeline
@@ -54,7 +54,7 @@ class Sampling:
 def evaluate(
     pipeline: MoAPipeline,
     judges: Judges,
-    people: Sequence[Person],
+    people: Sequence[ReferencePerson],
     prompts: list[str],
     out: Path,
     images: int,

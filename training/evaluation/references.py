@@ -11,15 +11,15 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from training.data.pictures import ENDINGS
 from training.evaluation.fingerprint import fingerprint
-from training.prepare import ENDINGS
 
 MASK = ".mask.png"
 WORD_FILE, WORD = "word.txt", "person"
 
 
 @dataclass(frozen=True, eq=False)
-class Person:
+class ReferencePerson:
     """Reference pictures, in RGB, under their files; masks [H, W] of the person in 0..1, None for a whole picture."""
 
     name: str
@@ -38,7 +38,7 @@ class Person:
         return f"{self.word} {fingerprint(*self.pixels, *(mask for mask in self.masks if mask is not None))}"
 
 
-def read_people(folder: Path) -> list[Person]:
+def read_people(folder: Path) -> list[ReferencePerson]:
     """One person for each folder in `folder`, sorted by name. Raises ValueError for what cannot be used."""
     if not folder.is_dir():
         raise ValueError(f"--subjects: {folder} is no folder; expected one that holds a folder for each subject")
@@ -48,13 +48,13 @@ def read_people(folder: Path) -> list[Person]:
     return people
 
 
-def _read_person(folder: Path) -> Person:
+def _read_person(folder: Path) -> ReferencePerson:
     files = sorted(p for p in folder.iterdir() if p.suffix.lower() in ENDINGS and not p.name.endswith(MASK))
     if not files:
         raise ValueError(f"{folder} holds no picture of the subject ({', '.join(sorted(ENDINGS))})")
     pictures = {path: read_picture(path) for path in files}
     masks = [_read_mask(path, picture.size) for path, picture in pictures.items()]
-    return Person(folder.name, _read_word(folder / WORD_FILE), pictures, masks)
+    return ReferencePerson(folder.name, _read_word(folder / WORD_FILE), pictures, masks)
 
 
 def _read_word(path: Path) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from moa_core.binding import Binding
 from moa_core.subject import Subject
-from training.evaluation.references import Person
+from training.evaluation.references import ReferencePerson
 from training.host.tokenizer import token_before
 
 PLACEHOLDER = "<subject>"
@@ -22,7 +22,7 @@ GLUED = re.compile(rf"[\w>]{PLACEHOLDER}|{PLACEHOLDER}\w")
 class Shot:
     """The n-th picture of a prompt (the `number`-th line, with placeholders) with people for its placeholders."""
 
-    people: tuple[Person, ...]
+    people: tuple[ReferencePerson, ...]
     number: int
     template: str
     n: int
@@ -52,7 +52,7 @@ class Shot:
         return int.from_bytes(hashlib.sha256(parts.encode()).digest()[:7], "big")
 
 
-def _fill(template: str, people: Sequence[Person]) -> tuple[str, list[int]]:
+def _fill(template: str, people: Sequence[ReferencePerson]) -> tuple[str, list[int]]:
     """The prompt with a word for each placeholder, and where these words end."""
     prompt, *pieces = template.split(PLACEHOLDER)
     ends = []
@@ -75,7 +75,7 @@ def read_prompts(path: Path) -> list[str]:
     return prompts
 
 
-def plan(people: Sequence[Person], prompts: Sequence[str], images: int) -> Iterator[Shot]:
+def plan(people: Sequence[ReferencePerson], prompts: Sequence[str], images: int) -> Iterator[Shot]:
     """Every prompt with every person; a second placeholder is the next person, after the last the first again."""
     for first in range(len(people)):
         for number, template in enumerate(prompts):

@@ -4,9 +4,62 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 
 from training.toy.dataset import render_dataset
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of the toy world's models: what trains it (imported when it runs), and how by default."""
+
+    text: str
+    train: str
+    """`module.function` in training/toy/pretrain."""
+    batch: int
+    lr: float
+    flags: dict[str, str] = field(default_factory=dict)
+    """Further switches with their meaning."""
+
+
+PARTS = {
+    "vae": Part(
+        "train the base model's autoencoder",
+        "autoencoder.train_vae",
+        batch=8,
+        lr=2e-3,
+        flags={"decoder_only": "leave the encoder as it is"},
+    ),
+    "unet": Part("train the base model's text encoder and U-Net", "unet.train_unet", batch=16, lr=1e-3),
+    "readout": Part("train the judges of training.toy.measure", "judges.train_readout", batch=48, lr=2e-3),
+    "encoder": Part("train the image encoder that a MoA starts from", "encoder.train_encoder", batch=64, lr=5e-4),
+}
+
+
+def add_part(commands: argparse._SubParsersAction, name: str, part: Part) -> None:
+    command = commands.add_parser(name, help=part.text, description=part.text)
+    command.add_argument("--run", type=Path, required=True, help="run folder, shared by all parts")
+    command.add_argument("--steps", type=int, help="train up to this step")
+    command.add_argument("--minutes", type=float, help="stop after so many minutes")
+    command.add_argument("--resume", action="store_true", help="go on from the run folder's file")
+    command.add_argument("--seed", type=int, default=0, help="(default %(default)s)")
+    command.add_argument("--batch", type=int, default=part.batch, help="(default %(default)s)")
+    command.add_argument("--lr", type=float, default=part.lr, help="learning rate (default %(default)s)")
+    command.add_argument("--scenes", type=int, default=20_000, help="pictures rendered once (default %(default)s)")
+    command.add_argument("--workers", type=int, default=1, help="processes that render them (default %(default)s)")
+    for flag, meaning in part.flags.items():
+        command.add_argument(f"--{flag.replace('_', '-')}", action="store_true", help=meaning)
+    command.set_defaults(act=lambda options: _train(part, options))
+
+
+def _train(part: Part, options: dict) -> None:
+    from training.toy.pretrain.loop import Plan
+
+    module, function = part.train.split(".")
+    flags = {flag: options.pop(flag) for flag in part.flags}
+    getattr(import_module(f"training.toy.pretrain.{module}"), function)(Plan(**options), **flags)
 
 
 def add_render(commands: argparse._SubParsersAction) -> None:
@@ -16,112 +69,37 @@ def add_render(commands: argparse._SubParsersAction) -> None:
     render.add_argument("--seed", type=int, required=True)
     render.add_argument("--workers", type=int, default=1, help="processes (default %(default)s)")
     render.add_argument(
-        "--test-share",
-        type=float,
-        default=0.05,
-        help="share of pictures with held-out people (default %(default)s)",
+        "--test-share", type=float, default=0.05, help="share of pictures with held-out people (default %(default)s)"
     )
-    render.set_defaults(run=lambda args: render_dataset(args.out, args.count, args.seed, args.workers, args.test_share))
-
-
-def add_training(
-    commands: argparse._SubParsersAction, name: str, text: str, train, batch: int, lr: float, **flags: str
-) -> None:
-    """A command that trains one part of the base model; torch is imported when it runs. flags: name, help."""
-    command = commands.add_parser(name, help=text, description=text)
-    command.add_argument("--run", type=Path, required=True, dest="folder", help="run folder, shared by all parts")
-    command.add_argument("--steps", type=int, help="train up to this step")
-    command.add_argument("--minutes", type=float, help="stop after so many minutes")
-    command.add_argument("--resume", action="store_true", help="go on from the run folder's file")
-    command.add_argument("--seed", type=int, default=0, help="(default %(default)s)")
-    command.add_argument("--batch", type=int, default=batch, help="(default %(default)s)")
-    command.add_argument("--lr", type=float, default=lr, help="learning rate (default %(default)s)")
-    command.add_argument("--scenes", type=int, default=20_000, help="pictures rendered once (default %(default)s)")
-    command.add_argument("--workers", type=int, default=1, help="processes that render them (default %(default)s)")
-
-    for flag, meaning in flags.items():
-        command.add_argument(f"--{flag.replace('_', '-')}", action="store_true", help=meaning)
-
-    def run(args: argparse.Namespace) -> None:
-        from training.toy.pretrain import Plan
-
-        train()(
-            Plan(
-                args.folder,
-                args.steps,
-                args.minutes,
-                args.resume,
-                args.seed,
-                args.batch,
-                args.lr,
-                args.scenes,
-                args.workers,
-            ),
-            **{flag: getattr(args, flag) for flag in flags},
-        )
-
-    command.set_defaults(run=run)
-
-
-def _vae():
-    from training.toy.vae import train_vae
-
-    return train_vae
-
-
-def _unet():
-    from training.toy.diffusion import train_unet
-
-    return train_unet
-
-
-def _readout():
-    from training.toy.readout import train_readout
-
-    return train_readout
-
-
-def _encoder():
-    from training.toy.encoder import train_encoder
-
-    return train_encoder
+    render.set_defaults(act=lambda options: render_dataset(**options))
 
 
 def add_assemble(commands: argparse._SubParsersAction) -> None:
     command = commands.add_parser("assemble", help="write the base model as one checkpoint")
-    command.add_argument("--run", type=Path, required=True, dest="folder", help="run folder")
+    command.add_argument("--run", type=Path, required=True, help="run folder")
     command.add_argument("--out", type=Path, required=True, help="the checkpoint: a .safetensors file")
 
-    def run(args: argparse.Namespace) -> None:
-        from training.toy.diffusion import assemble
+    def assemble(options: dict) -> None:
+        from training.toy.pretrain.unet import assemble
 
-        assemble(args.folder, args.out)
+        assemble(**options)
 
-    command.set_defaults(run=run)
+    command.set_defaults(act=assemble)
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m training.toy", description="The toy world.")
     commands = parser.add_subparsers(dest="command", required=True)
     add_render(commands)
-    add_training(
-        commands,
-        "vae",
-        "train the base model's autoencoder",
-        _vae,
-        batch=8,
-        lr=2e-3,
-        decoder_only="leave the encoder as it is",
-    )
-    add_training(commands, "unet", "train the base model's text encoder and U-Net", _unet, batch=16, lr=1e-3)
+    for name, part in PARTS.items():
+        add_part(commands, name, part)
     add_assemble(commands)
-    add_training(commands, "readout", "train the judges of training.toy.measure", _readout, batch=48, lr=2e-3)
-    add_training(commands, "encoder", "train the image encoder that a MoA starts from", _encoder, batch=64, lr=5e-4)
-    args = parser.parse_args(argv)
+    options = vars(parser.parse_args(argv))
+    command, act = options.pop("command"), options.pop("act")
     try:
-        args.run(args)
+        act(options)
     except ValueError as error:
-        print(f"{parser.prog} {args.command}: {error}", file=sys.stderr)
+        print(f"{parser.prog} {command}: {error}", file=sys.stderr)
         return 2
     return 0
 

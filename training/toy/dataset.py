@@ -20,7 +20,7 @@ import numpy as np
 from moa_core.whole_file import write_whole
 from toy_world.draw import draw_scene
 from toy_world.world import Scene, sample_scene
-from training.layout import bounding_box, is_written, write_names, write_record
+from training.data.layout import bounding_box, is_written, write_names, write_record
 
 WORLD_VERSION = 1  # raise it when the same scene is drawn differently, so that no folder mixes both
 MARK = "toy.json"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from training.toy.evidence import Estimate
+from training.toy.comparison import Estimate
 
 PICTURE = "RESULTS.jpg"
 JUDGED = ("MoA", "MoA, as shipped")

@@ -1,7 +1,9 @@
-"""What MoA is compared with, trained by the same loop on the same records: `model.method` of the configuration."""
+"""MoA and what it is compared with, trained by the same loop on the same records: `model.method`."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,7 +15,8 @@ from moa_core.address import Address
 from moa_core.expert import Expert
 from moa_core.moa import ATTENTIONS, MoA
 from moa_core.moa_layer import MoALayer
-from training.losses import WatchedCall
+from moa_core.unet_call import UNetCall
+from training.finetune.watched_call import WatchedCall
 
 SATURATED = 60.0
 """A router's bias that leaves nothing to the other side: softmax over (-60, 60) is (0, 1) in float32."""
@@ -21,18 +24,24 @@ IMAGE_TOKENS = 4
 """Tokens that IP-Adapter makes of one picture."""
 
 
-def make(method: str, moa: MoA) -> type[WatchedCall]:
-    """Turn a fresh MoA into the method, freeze what does not belong to it, and return its kind of U-Net call."""
-    if method == "moa_without_spacetime":
-        nn.init.zeros_(moa.mixture.subject_prompt.position.weight)
-        nn.init.zeros_(moa.mixture.subject_prompt.position.bias)
-        moa.mixture.subject_prompt.position.requires_grad_(False)
-    elif method == "cross_attention":
-        _finetune_in_place(moa)
-    elif method == "ip_adapter":
-        _decouple(moa)
-        return ImageCall
-    return WatchedCall
+@dataclass(frozen=True)
+class Method:
+    """What there is to know of a method beside its configuration."""
+
+    prepare: Callable[[MoA], object]
+    """Turns a fresh MoA into the method and freezes what does not belong to it."""
+    training_call: type[UNetCall] = WatchedCall
+    sampling_call: type[UNetCall] = UNetCall
+    saves_moa: bool = True
+    """Whether what it learns is a MoA file."""
+
+
+def _without_spacetime(moa: MoA) -> None:
+    """The subject prompt without PE(t, l) of eq. 8."""
+    position = moa.mixture.subject_prompt.position
+    nn.init.zeros_(position.weight)
+    nn.init.zeros_(position.bias)
+    position.requires_grad_(False)
 
 
 def _finetune_in_place(moa: MoA) -> None:
@@ -98,3 +107,12 @@ class ImageCall(WatchedCall):
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=self.present)
         # The sum of both attentions goes through to_out; the prior's share of it, bias included, has been there.
         return prior + self.strength * F.linear(rearrange(out, "b heads n d -> b n (heads d)"), expert.to_out[0].weight)
+
+
+METHODS = {
+    "moa": Method(lambda moa: None),
+    "moa_without_spacetime": Method(_without_spacetime),
+    "cross_attention": Method(_finetune_in_place),
+    "ip_adapter": Method(_decouple, ImageCall, ImageCall, saves_moa=False),
+}
+"""By the names of `model.method` (training/config.py)."""

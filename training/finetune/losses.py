@@ -14,27 +14,6 @@ from torch import Tensor
 
 from moa_core.address import Address
 from moa_core.trace import layer_size, routed_blocks
-from moa_core.unet_call import UNetCall
-
-
-class WatchedCall(UNetCall):
-    """A U-Net call that also keeps what the object loss reads: the expert's attention to the bound tokens."""
-
-    attention: dict[Address, Tensor]
-    """[K, N] of every block: how much each pixel attends to each of the K bound tokens."""
-
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.attention = {}
-
-    def mix(self, address: Address, attention: str, h: Tensor, prior: Tensor) -> Tensor:
-        if attention == "attn2" and self._prompts:
-            rows, positions = self._where
-            expert = self.mixture.layer(address, attention).expert
-            weights = expert.attention_to(h, self.subject_prompt(address))  # [B, N, T]
-            # Assigned, not appended: gradient checkpointing comes here a second time.
-            self.attention[address] = weights[rows, :, positions]
-        return super().mix(address, attention, h, prior)
 
 
 def masked_reconstruction(predicted: Tensor, noise: Tensor, area: Tensor, weights: Tensor) -> Tensor:

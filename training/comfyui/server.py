@@ -18,7 +18,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-PACK = Path(__file__).resolve().parent.parent
+PACK = Path(__file__).resolve().parents[2]
 
 
 def find_comfyui() -> Path | None:
@@ -118,7 +118,3 @@ class Server:
         """The PNG files that an output node of a finished workflow made."""
         images = entry["outputs"][node]["images"]
         return [self.get("/view?" + urllib.parse.urlencode(image)) for image in images]
-
-
-if __name__ == "__main__":
-    print(find_comfyui() or "")

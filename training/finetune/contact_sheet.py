@@ -13,14 +13,14 @@ from moa_core.binding import Binding
 from moa_core.reference import MEAN, STD
 from moa_core.subject import Subject
 from moa_core.whole_file import whole
-from training.batch import Batch
+from training.data.batch import Batch
 from training.host.pipeline import MoAPipeline
 
 STEPS, CFG = 20, 4.0
 
 
 @torch.no_grad()
-def draw_sheet(pipeline: MoAPipeline, batch: Batch, path: Path) -> None:
+def draw_contact_sheet(pipeline: MoAPipeline, batch: Batch, path: Path) -> None:
     """One column for each record: its picture, up to two references, prior, MoA, the routers' share."""
     columns = [_column(pipeline, batch, n) for n in range(len(batch.captions))]
     sheet([torch.stack(row) for row in zip(*columns, strict=True)], path)

@@ -9,34 +9,32 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moa_core.moa import MoA
-from moa_core.unet_call import BoundTokens
-from training import baselines
-from training.batch import Batch, Chance, empty_ids
+from moa_core.unet_call import BoundTokens, UNetCall
 from training.config import Config, Loss
-from training.host.adapter import MoAUNet
-from training.host.base import Base
-from training.host.pretrained import fresh_moa, load_base
-from training.host.schedule import add_noise, min_snr
-from training.losses import (
-    WatchedCall,
+from training.data.batch import Batch, Chance, empty_ids
+from training.finetune.losses import (
     expert_share,
     masked_reconstruction,
     object_loss,
     router_loss,
     shares_inside_outside,
 )
+from training.finetune.methods import METHODS
+from training.finetune.watched_call import WatchedCall
+from training.host.adapter import MoAUNet
+from training.host.base import Base
+from training.host.pretrained import fresh_moa, load_base
+from training.host.schedule import add_noise, min_snr
 
 
 class Finetune(nn.Module):
     """The frozen base model and the MoA that learns beside it; one module, so that DDP wraps all of a step.
 
     Experts, routers, subject prompt and the last layers of the image encoder learn; nothing else does.
-    call_type: what goes around the attention layers, where it is not MoA (training/baselines.py).
+    call_type: what goes around the attention layers, where it is not MoA (methods.py).
     """
 
-    def __init__(
-        self, base: Base, moa: MoA, loss: Loss, encoder_layers: int, call_type: type[WatchedCall] = WatchedCall
-    ):
+    def __init__(self, base: Base, moa: MoA, loss: Loss, encoder_layers: int, call_type: type[UNetCall] = WatchedCall):
         super().__init__()
         self.loss = loss
         self.unet = MoAUNet(base.unet, moa.mixture, call_type)
@@ -79,8 +77,9 @@ def build(config: Config) -> tuple[Base, MoA, Finetune]:
     """The base model, a fresh MoA, and both as what is trained. Raises BaseError."""
     base = load_base(config.model.base)
     moa = fresh_moa(base, Path(config.model.image_encoder), config.model.router_hidden)
-    call_type = baselines.make(config.model.method, moa)
-    return base, moa, Finetune(base, moa, config.loss, config.model.trainable_encoder_layers, call_type)
+    method = METHODS[config.model.method]
+    method.prepare(moa)
+    return base, moa, Finetune(base, moa, config.loss, config.model.trainable_encoder_layers, method.training_call)
 
 
 def trained(model: nn.Module) -> dict[str, nn.Parameter]:

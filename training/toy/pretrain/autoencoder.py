@@ -10,9 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from toy_world.shape import IMAGE_SIZE
+from training.finetune.contact_sheet import sheet
 from training.host.narrow_vae import LATENT_CHANNELS, NarrowVAE
-from training.toy.pretrain import Pictures, Plan, Trainee, device, rendered, to_tensor, train
-from training.validate import sheet
+from training.toy.pretrain.loop import Plan, Trainee, device, train
+from training.toy.pretrain.scenes import RenderedScenes, rendered
+from training.toy.renders import to_tensor
 
 FARTHEST = 2.5
 """Latents are kept within this: the decoder squeezes what it reads by 3 * tanh(z / 3)."""
@@ -43,7 +45,7 @@ def psnr(a: Tensor, b: Tensor) -> float:
     return -10 * float(((a - b) / 2).square().mean().log10())
 
 
-def crops(pictures: Pictures, count: int, random: torch.Generator) -> Tensor:
+def crops(pictures: RenderedScenes, count: int, random: torch.Generator) -> Tensor:
     """Random squares [B, 3, CROP, CROP]: the middle, where people are, most often, and the borders often enough."""
     size = pictures.pixels.shape[1]
     index = torch.randint(len(pictures.pixels) - HELD_OUT, (count,), generator=random)

@@ -50,3 +50,17 @@ def bounding_box(mask: np.ndarray) -> list[int]:
     """[h1, w1, h2, w2] as FastComposer's reader takes it: h runs along the columns and w along the rows."""
     rows, columns = mask.any(axis=1).nonzero()[0], mask.any(axis=0).nonzero()[0]
     return [int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1]
+
+
+class EmptySplit(ValueError):
+    """A split of the data set lists no record."""
+
+
+def read_names(root: Path, split: str) -> list[str]:
+    path = root / ("image_ids.txt" if split == "all" else f"image_ids_{split}.txt")
+    if not path.exists():
+        raise FileNotFoundError(f"{path} is missing: {root} is not a data set in the layout of FastComposer's FFHQ")
+    names = path.read_text().split()
+    if not names:
+        raise EmptySplit(f"{path} lists no record, so there is nothing to read in the split {split!r}")
+    return names

@@ -18,21 +18,21 @@ from torch import Tensor
 from tqdm import tqdm
 
 from moa_core.moa_file import load_moa
-from moa_core.unet_call import UNetCall
 from moa_core.whole_file import write_whole
 from toy_world.draw import draw_person
-from training.checkpoint import checkpoints, load_checkpoint
-from training.comfyui import PACK
 from training.config import Config
 from training.evaluation.statistics import interval, ratio_interval
-from training.finetune import build, trained
+from training.finetune.checkpoint import checkpoints, load_checkpoint
+from training.finetune.contact_sheet import sheet
+from training.finetune.loop import train
+from training.finetune.methods import METHODS
+from training.finetune.model import build, trained
 from training.host.pipeline import MoAPipeline
 from training.host.pretrained import load_base
-from training.losses import WatchedCall
-from training.toy.measure import CFG, PER_PROMPT, Case, Figures, cases, draw, measure_moa, measure_prior
-from training.toy.readout import CONTEXT, IDENTITY, TEST, TEST_SCENES, Readout, accuracy, draw_renders
-from training.train import train
-from training.validate import sheet
+from training.toy.cases import CFG, PER_PROMPT, Case, cases, draw
+from training.toy.figures import Figures, measure_moa, measure_prior
+from training.toy.judges import Readout, accuracy
+from training.toy.renders import CONTEXT, IDENTITY, TEST, TEST_SCENES, draw_renders
 
 STEPS = 600
 SINGLES, PAIRS = 18, 6
@@ -40,15 +40,15 @@ SINGLES, PAIRS = 18, 6
 SHOWN = (0, 5, 9, 16, 19, 21)
 """The prompts on the contact sheet."""
 
-SHIPPED = PACK / "models/moa/moa-toy.safetensors"
+SHIPPED = Path(__file__).parents[2] / "models/moa/moa-toy.safetensors"
 
 Estimate = tuple[float, float, float]
 """A figure and its 95% interval."""
 
 
 @dataclass(frozen=True)
-class Row:
-    """One method: what it changes in the configuration, and how it is sampled."""
+class Contender:
+    """A row of the table: what it changes in the configuration, and how it is sampled."""
 
     name: str
     folder: str | None
@@ -58,19 +58,19 @@ class Row:
     subject_cfg: float | None = None
 
 
-ROWS = (
-    Row("MoA", "moa"),
-    Row("MoA without spacetime conditioning", "moa_without_spacetime", {"method": "moa_without_spacetime"}),
-    Row("MoA without the router loss", "moa_without_router_loss", loss={"router": 0.0}),
+CONTENDERS = (
+    Contender("MoA", "moa"),
+    Contender("MoA without spacetime conditioning", "moa_without_spacetime", {"method": "moa_without_spacetime"}),
+    Contender("MoA without the router loss", "moa_without_router_loss", loss={"router": 0.0}),
     # FastComposer masks the loss of every second record; IP-Adapter none, and it knows neither routers nor words.
-    Row("no MoA layer", "cross_attention", {"method": "cross_attention"}, {"router": 0.0, "masked": 0.5}),
-    Row("IP-Adapter-like", "ip_adapter", {"method": "ip_adapter"}, {"router": 0.0, "object": 0.0, "masked": 0.0}),
-    Row("MoA, three-term guidance", "moa", subject_cfg=CFG),
-    Row("MoA, as shipped", None),
+    Contender("no MoA layer", "cross_attention", {"method": "cross_attention"}, {"router": 0.0, "masked": 0.5}),
+    Contender("IP-Adapter-like", "ip_adapter", {"method": "ip_adapter"}, {"router": 0.0, "object": 0.0, "masked": 0.0}),
+    Contender("MoA, three-term guidance", "moa", subject_cfg=CFG),
+    Contender("MoA, as shipped", None),
 )
 
 
-def configuration(row: Row, config: Config, run: Path, steps: int) -> Config:
+def configuration(row: Contender, config: Config, run: Path, steps: int) -> Config:
     """The row's own: the same data, steps and batch, its method and losses."""
     return replace(
         config,
@@ -81,7 +81,7 @@ def configuration(row: Row, config: Config, run: Path, steps: int) -> Config:
     )
 
 
-def pipeline_of(row: Row, config: Config, run: Path, steps: int) -> MoAPipeline:
+def pipeline_of(row: Contender, config: Config, run: Path, steps: int) -> MoAPipeline:
     """The row's model, ready to sample; trained first where it is not."""
     if row.folder is None:
         return MoAPipeline(load_base(config.model.base), load_moa(SHIPPED))
@@ -97,8 +97,7 @@ def train_row(config: Config) -> MoAPipeline:
     if _step(checkpoints(folder)[-1]) != config.optimizer.steps:
         raise ValueError(f"{folder} holds no checkpoint of step {config.optimizer.steps}: stopped, or trained further")
     load_checkpoint(checkpoints(folder)[-1], trained(model))
-    if model.unet.call_type is WatchedCall:  # sampling does not need what the object loss reads
-        model.unet.call_type = UNetCall
+    model.unet.call_type = METHODS[config.model.method].sampling_call
     return MoAPipeline(base, moa.eval(), model.unet)
 
 
@@ -106,7 +105,7 @@ def _step(checkpoint: Path) -> int:
     return int(checkpoint.name.removeprefix("step-"))
 
 
-def evidence(config: Config, run: Path, steps: int = STEPS, singles: int = SINGLES, pairs: int = PAIRS) -> dict:
+def compare(config: Config, run: Path, steps: int = STEPS, singles: int = SINGLES, pairs: int = PAIRS) -> dict:
     """Train and judge every row; figures and the contact sheet `evidence.png` go into the run's folder."""
     readout, everything = Readout.load(), list(cases(singles, pairs))
     renders = accuracy(readout, draw_renders(0, TEST, TEST_SCENES))
@@ -115,17 +114,17 @@ def evidence(config: Config, run: Path, steps: int = STEPS, singles: int = SINGL
     prior: list[Figures] = []
     rows: dict[str, dict[str, Estimate | None]] = {}
     pictures: list[list[Tensor]] = [[reference for case in shown for reference in _references(case)]]
-    for row in ROWS:
+    for row in CONTENDERS:
         pipeline = pipeline_of(row, config, run, steps)
         if not prior:
             prior = [measure_prior(pipeline, readout, case) for case in tqdm(everything, desc="prior", unit="prompt")]
-            rows["prior"] = columns("prior", prior, prior, ceiling)
+            rows["prior"] = columns(prior, prior, ceiling)
             pictures.append(_pictures(pipeline, shown, strength=0.0))
         figures = [
             measure_moa(pipeline, readout, case, row.subject_cfg)
             for case in tqdm(everything, desc=row.name, unit="prompt")
         ]
-        rows[row.name] = columns("moa", figures, prior, ceiling)
+        rows[row.name] = columns(figures, prior, ceiling)
         pictures.append(_pictures(pipeline, shown, subject_cfg=row.subject_cfg))
     sheet([torch.stack(row) for row in pictures], run / "evidence.png")
     result = {
@@ -141,30 +140,30 @@ def evidence(config: Config, run: Path, steps: int = STEPS, singles: int = SINGL
     return result
 
 
-def columns(who: str, figures: list[Figures], prior: list[Figures], ceiling: float) -> dict[str, Estimate | None]:
+def columns(figures: list[Figures], prior: list[Figures], ceiling: float) -> dict[str, Estimate | None]:
     """The table's columns from the figures of every prompt; for the intervals whole prompts are drawn."""
-    identity, context = _means(figures, who, *IDENTITY) / ceiling, _means(figures, who, *CONTEXT)
-    usual = _means(prior, "prior", *CONTEXT)
+    identity, context = _means(figures, *IDENTITY) / ceiling, _means(figures, *CONTEXT)
+    usual = _means(prior, *CONTEXT)
     estimates: dict[str, Estimate | None] = {
         "identity": interval(identity),
         "prompt": ratio_interval(context, usual),
         "mean": interval((identity + context / usual.mean()) / 2),
         "background": None,
-        "layout": ratio_interval(_means(figures, who, "layout"), _means(prior, "prior", "layout")),
-        "leak": interval(_means(figures, who, "leak")),
-        "assigned": interval(_means(figures, who, "assigned")),
-        "seconds": interval(_means(figures, who, "seconds")),
+        "layout": ratio_interval(_means(figures, "layout"), _means(prior, "layout")),
+        "leak": interval(_means(figures, "leak")),
+        "assigned": interval(_means(figures, "assigned")),
+        "seconds": interval(_means(figures, "seconds")),
     }
-    if who == "moa":  # the prior knows no reference that could be exchanged
-        change = (_means(figures, "change", side) for side in ("outside", "inside"))
+    if figures is not prior:  # which knows no reference that could be exchanged
+        change = (_means(figures, f"change {side}") for side in ("outside", "inside"))
         estimates["background"] = ratio_interval(*change)
     return estimates
 
 
-def _means(parts: list[Figures], who: str, *names: str) -> np.ndarray:
+def _means(parts: list[Figures], *names: str) -> np.ndarray:
     """[prompts]: the mean of these figures in every prompt that has them."""
-    keys = [f"{who}.{name}" for name in names]
-    return np.array([sum(p.sums[k] for k in keys) / sum(p.counts[k] for k in keys) for p in parts if p.counts[keys[0]]])
+    there = [part for part in parts if part.counts[names[0]]]
+    return np.array([sum(p.sums[k] for k in names) / sum(p.counts[k] for k in names) for p in there])
 
 
 def _references(case: Case) -> Iterator[Tensor]:

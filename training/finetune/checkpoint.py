@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-import signal
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -91,14 +89,15 @@ def load_checkpoint(
     return state
 
 
-@contextmanager
-def stop_on_signal() -> Iterator[list[int]]:
-    """A list that is empty until SIGTERM or SIGINT comes."""
-    caught: list[int] = []
-    signals = (signal.SIGTERM, signal.SIGINT)
-    before = [signal.signal(number, lambda number, frame: caught.append(number)) for number in signals]
-    try:
-        yield caught
-    finally:
-        for number, handler in zip(signals, before, strict=True):
-            signal.signal(number, handler)
+def find_checkpoint(folder: Path, resume: str | None) -> Path | None:
+    """What to go on from. Raises CheckpointError rather than start anew where a run is already."""
+    there = checkpoints(folder)
+    if resume is None:
+        if there:
+            raise CheckpointError(
+                f"{folder} holds checkpoints already: go on with --resume latest, or give another run.out"
+            )
+        return None
+    if resume == "latest" and not there:
+        raise CheckpointError(f"{folder} holds no whole checkpoint to resume from; start without --resume")
+    return there[-1] if resume == "latest" else Path(resume)

@@ -15,13 +15,15 @@ from torch import Tensor, nn
 from moa_core.whole_file import whole
 from toy_world.shape import BASE, IMAGE_SIZE
 from toy_world.world import PLACES
+from training.finetune.contact_sheet import sheet
 from training.host.base import Base
 from training.host.narrow_vae import NarrowVAE
 from training.host.schedule import SCHEDULE, TIMESTEPS, add_noise, min_snr
 from training.host.tokenizer import tokenize
 from training.host.toy_base import random_toy, save_toy
-from training.toy.pretrain import Plan, Trainee, device, read_average, rendered, to_tensor, train
-from training.validate import sheet
+from training.toy.pretrain.loop import Plan, Trainee, device, read_average, train
+from training.toy.pretrain.scenes import RenderedScenes, rendered
+from training.toy.renders import to_tensor
 
 GAMMA = 5.0
 """Of the min-SNR weighting."""
@@ -74,7 +76,7 @@ def _source(path: Path) -> str:
 
 
 @torch.no_grad()
-def _write_latents(path: Path, vae: NarrowVAE, pictures, source: str) -> None:
+def _write_latents(path: Path, vae: NarrowVAE, pictures: RenderedScenes, source: str) -> None:
     print(f"encoding {len(pictures.captions)} pictures", flush=True)
     parts = [
         vae.encode(to_tensor(pictures.pixels[i : i + 64]).to(device())).half().cpu()

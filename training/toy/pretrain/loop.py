@@ -10,10 +10,8 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,10 +22,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from moa_core.whole_file import whole
-from toy_world.draw import draw_scene
-from toy_world.world import sample_scene
-from training.checkpoint import stop_on_signal
-from training.toy.dataset import WORLD_VERSION
+from training.finetune.signals import stop_on_signal
 
 SAVE_MINUTES = 5.0
 WARMUP = 100
@@ -202,47 +197,3 @@ def _save(trainee: Trainee, look: Callable[[Path], str], bar: tqdm) -> None:
     bar.write(line)
     with (trainee.path.with_suffix(".log")).open("a") as log:
         log.write(line + "\n")
-
-
-@dataclass(frozen=True)
-class Pictures:
-    """pixels: uint8 [N, 128, 128, 3] on disk; captions: N texts; recipe: what they follow from."""
-
-    pixels: np.ndarray
-    captions: list[str]
-    recipe: dict[str, int]
-
-
-def to_tensor(pixels: np.ndarray) -> Tensor:
-    """uint8 [B, H, W, 3] -> [B, 3, H, W] in -1..1, channels last."""
-    return torch.from_numpy(np.array(pixels)).movedim(-1, 1).float() / 127.5 - 1
-
-
-def rendered(plan: Plan, size: int) -> Pictures:
-    """The scenes of the plan, drawn into the run folder unless they are there."""
-    plan.run.mkdir(parents=True, exist_ok=True)
-    pixels, info = plan.run / "pictures.npy", plan.run / "pictures.json"
-    recipe = {"seed": plan.seed, "scenes": plan.scenes, "world_version": WORLD_VERSION, "size": size}
-    if not info.exists() or json.loads(info.read_text())["recipe"] != recipe:
-        info.unlink(missing_ok=True)
-        captions = _render(pixels, plan, size)
-        info.write_text(json.dumps({"recipe": recipe, "captions": captions}))
-    return Pictures(np.load(pixels, mmap_mode="r"), **json.loads(info.read_text()))
-
-
-def _render(path: Path, plan: Plan, size: int) -> list[str]:
-    out = np.lib.format.open_memmap(path, "w+", np.uint8, (plan.scenes, size, size, 3))
-    captions = []
-    with ProcessPoolExecutor(plan.workers) as pool:
-        drawn = pool.map(partial(_draw, plan.seed, size), range(plan.scenes), chunksize=64)
-        for i, (picture, caption) in enumerate(tqdm(drawn, total=plan.scenes, desc="rendering", unit="picture")):
-            out[i] = picture
-            captions.append(caption)
-    out.flush()
-    return captions
-
-
-def _draw(seed: int, size: int, index: int) -> tuple[np.ndarray, str]:
-    """A scene without held-out people, which are kept for measuring."""
-    scene = sample_scene(np.random.default_rng([seed, index]))
-    return np.asarray(draw_scene(scene, size)[0]), scene.caption

@@ -1,42 +1,20 @@
-"""Records of the FFHQ layout made ready to train on: pictures with their subjects.
-
-A data set is a folder: image_ids.txt, image_ids_train.txt, image_ids_test.txt; and each record's files
-(records.py) in a folder named after the first five characters of its id.
-"""
+"""How a record becomes an item to train on."""
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from moa_core.reference import MARGIN, SMALLEST, prepare_reference
-from training.records import BrokenRecord, Record, Segment, read_record
-
-log = logging.getLogger(__name__)
-
-HANDFUL = 5
-"""So many broken records never stop a training; beyond, not more than BROKEN_SHARE may be broken."""
-BROKEN_SHARE = 0.01
-ENOUGH_READ = 1000
-"""The share is taken of at least so many records (or of all), for it says little about fewer."""
+from training.config import Data
+from training.data.records import Record, Segment
 
 Background = Literal["neutral", "random"]
-
-
-class EmptySplit(ValueError):
-    """A split of the data set lists no record."""
-
-
-class TooManyBroken(RuntimeError):
-    """So many records are broken that something is wrong with the data set."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +37,19 @@ class Preparation:
     min_area: float = 0.01
     reference_background: Background = "neutral"
     cached_latents: bool = False
+
+    @classmethod
+    def of(cls, data: Data, reference_size: int) -> Preparation:
+        """As the configuration says, for an image encoder that takes squares of this size."""
+        return cls(
+            size=data.size,
+            reference_size=reference_size,
+            max_subjects=data.max_subjects,
+            smallest_crop=data.smallest_crop,
+            min_area=data.min_area,
+            reference_background=data.background,
+            cached_latents=data.cached_latents,
+        )
 
     @property
     def latents(self) -> int | None:
@@ -125,66 +116,6 @@ class Preparation:
         return sorted(kept, key=lambda n: segments[n].end)
 
 
-class BrokenRecords(dict[str, BrokenRecord]):
-    """The broken records that a reader met, by name; says so in the log, and stops when they are more than a few."""
-
-    def __init__(self, source: Path, records: int = ENOUGH_READ):
-        super().__init__()
-        self.source, self.records, self.reads = source, records, 0
-
-    def note(self, name: str, error: BrokenRecord) -> None:
-        """Raises TooManyBroken."""
-        self[name] = error
-        log.warning("skipping a broken record: %s", error)
-        of = max(self.reads, min(self.records, ENOUGH_READ))
-        if len(self) > max(HANDFUL, BROKEN_SHARE * of):
-            raise TooManyBroken(
-                f"{len(self)} of the {self.reads} records read from {self.source} are broken, more than "
-                f"{BROKEN_SHARE:.0%}: the data set seems damaged; repair it or fetch it again. Last: {error}"
-            )
-
-
-class SubjectDataset(Dataset):
-    """Pictures with their subjects from a folder, ready to train on; everything follows from (seed, epoch, index).
-
-    preparation: the fields of Preparation. A broken record is replaced by the next one, named in the log and
-    kept in `broken`. Raises TooManyBroken when that is more than a few.
-    """
-
-    def __init__(
-        self,
-        root: str | Path,
-        split: Literal["train", "test", "all"] = "train",
-        seed: int = 0,
-        **preparation,
-    ):
-        self.root, self.preparation, self.seed = Path(root), Preparation(**preparation), seed
-        self.names = read_names(self.root, split)
-        self.broken = BrokenRecords(self.root, len(self.names))
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Tensor | str]:
-        """The record `index` in the first epoch, or `(epoch, index)`: other crops for another epoch."""
-        epoch, index = key if isinstance(key, tuple) else (0, key)
-        if not 0 <= index < len(self):
-            raise IndexError(f"record {index} of {len(self)}")
-        return self.preparation(self._next_whole_record(index), np.random.default_rng([self.seed, epoch, index]))
-
-    def _next_whole_record(self, index: int) -> Record:
-        for step in range(len(self)):
-            name = self.names[(index + step) % len(self)]
-            if name in self.broken:
-                continue
-            self.broken.reads += 1
-            try:
-                return read_record(self.root / name[:5], name, latents=self.preparation.latents)
-            except BrokenRecord as error:
-                self.broken.note(name, error)
-        raise TooManyBroken(f"none of the {len(self)} records in {self.root} is whole; look at the log above")
-
-
 def middle(size: tuple[int, int]) -> tuple[int, int, int, int]:
     """left, top, right, bottom of the largest square in the middle of a picture of this width and height."""
     width, height = size
@@ -209,16 +140,6 @@ def on_colour(pixels: Tensor, mask: Tensor, colour: Tensor) -> Tensor:
     square = colour.expand(side, side, 3).clone()
     square[y : y + height, x : x + width] = torch.lerp(colour, pixels[top:, left:][:height, :width], cut)
     return square
-
-
-def read_names(root: Path, split: str) -> list[str]:
-    path = root / ("image_ids.txt" if split == "all" else f"image_ids_{split}.txt")
-    if not path.exists():
-        raise FileNotFoundError(f"{path} is missing: {root} is not a data set in the layout of FastComposer's FFHQ")
-    names = path.read_text().split()
-    if not names:
-        raise EmptySplit(f"{path} lists no record, so there is nothing to read in the split {split!r}")
-    return names
 
 
 def _to_tensor(image: Image.Image) -> Tensor:

@@ -20,9 +20,9 @@ from moa_core.reference import prepare_reference
 from toy_world import shape
 from toy_world.draw import draw_person
 from toy_world.world import FRAMINGS, sample_person
-from training.toy.pretrain import Plan, Trainee, device, train
-from training.toy.readout import IDENTITY
-from training.validate import sheet
+from training.finetune.contact_sheet import sheet
+from training.toy.pretrain.loop import Plan, Trainee, device, train
+from training.toy.renders import IDENTITY
 
 TEST = 512
 """So many references, of people no training has seen, are for looking only."""

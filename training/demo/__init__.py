@@ -1,0 +1,1 @@
+"""What MoA does, on one sheet, with the toy models that come with the pack."""

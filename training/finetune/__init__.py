@@ -1,0 +1,1 @@
+"""What learns, and how: the model with its losses, the loop, checkpoints."""

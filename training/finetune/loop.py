@@ -1,0 +1,107 @@
+"""The loop of a finetune."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from moa_core.moa_file import save_moa
+from training.config import Config
+from training.data.latents import check_latents, latents_of
+from training.data.loader import batches, first_of_test_set
+from training.data.preparation import Preparation
+from training.finetune.checkpoint import load_checkpoint, save_checkpoint
+from training.finetune.contact_sheet import draw_contact_sheet
+from training.finetune.methods import METHODS
+from training.finetune.model import build, trained
+from training.finetune.optimizer import groups, learning_rate
+from training.finetune.signals import stop_on_signal
+from training.host.pipeline import MoAPipeline
+
+
+def train(config: Config, resume: Path | None = None) -> None:
+    """Train to the config's last step, or until SIGTERM; checkpoint and MoA file are written either way."""
+    run, optim = config.run, config.optimizer
+    accelerator = Accelerator(
+        mixed_precision="bf16" if run.precision == "bf16" else "no",
+        gradient_accumulation_steps=optim.accumulate,
+        # A batch without any subject leaves the subject prompt without a gradient.
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+    )
+    torch.manual_seed(run.seed)
+    base, moa, model = build(config)
+    base.to(accelerator.device)
+    if config.data.cached_latents:
+        check_latents(Path(config.data.root), base.autoencoder, config.data.size)
+    if run.checkpointing:
+        base.unet.enable_gradient_checkpointing()
+    parameters = trained(model)
+    optimizer = torch.optim.AdamW(groups(parameters, optim.prompt_lr), weight_decay=optim.weight_decay)
+    wrapped = accelerator.prepare(model)
+    pipeline = MoAPipeline(base, moa, model.unet)
+
+    out = Path(run.out)
+    step = load_checkpoint(resume, parameters, optimizer)["step"] if resume else 0
+    records = optim.batch * accelerator.num_processes * optim.accumulate  # in a step
+    preparation = Preparation.of(config.data, moa.image_encoder.size)
+    passes = batches(config, preparation, accelerator, first=step * records)
+    shown = first_of_test_set(config, preparation).to(accelerator.device) if run.validate_every else None
+    main = accelerator.is_main_process
+    writer = SummaryWriter(str(out / "tensorboard")) if main else None
+    bar = tqdm(initial=step, total=optim.steps, unit="step", disable=not main, mininterval=1.0)
+
+    def save() -> None:
+        if main:
+            save_checkpoint(
+                out / "checkpoints", parameters, optimizer, {"step": step, "config": config.to_dict()}, run.keep
+            )
+            if METHODS[config.model.method].saves_moa:
+                save_moa(moa, out / run.file)
+
+    with stop_on_signal() as stop:
+        seconds, first = 0.0, step
+        while step < optim.steps and not _any(accelerator, bool(stop)):
+            for group in optimizer.param_groups:
+                group["lr"] = group["factor"] * learning_rate(optim, step)
+            began = time.monotonic()
+            figures: dict[str, float] = {}
+            for batch, chance in itertools.islice(passes, optim.accumulate):
+                with accelerator.accumulate(wrapped):
+                    losses = wrapped(latents_of(batch, chance, base.autoencoder), batch, chance)
+                    accelerator.backward(losses["loss"])
+                for name, value in losses.items():
+                    figures[name] = figures.get(name, 0.0) + float(value.detach()) / optim.accumulate
+            figures["norm"] = float(accelerator.clip_grad_norm_(parameters.values(), optim.clip))
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            step += 1
+            seconds += time.monotonic() - began
+            figures["images/s"] = (step - first) * records / seconds
+            bar.update()
+            if main:
+                bar.set_postfix({name: f"{value:.3g}" for name, value in figures.items()}, refresh=False)
+                for name, value in figures.items():
+                    writer.add_scalar(name, value, step)
+            if step % run.save_every == 0:
+                save()
+            if main and shown and step % run.validate_every == 0:
+                draw_contact_sheet(pipeline, shown, out / f"step-{step:08d}.png")
+    if main:
+        save()
+        writer.close()
+        bar.close()
+        print(f"{'finished' if step >= optim.steps else 'stopped'} at step {step}; MoA file: {out / run.file}")
+    accelerator.end_training()
+
+
+def _any(accelerator: Accelerator, flag: bool) -> bool:
+    """Whether any process says so: all must stop at the same step."""
+    if accelerator.num_processes == 1:
+        return flag
+    return bool(accelerator.reduce(torch.tensor(float(flag), device=accelerator.device)) > 0)
