@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 
 from moa_core.reference import MEAN, STD
 from training.data.dataset import SubjectDataset, TooManyBroken
+from training.data.layout import folder_of
 from training.data.preparation import Preparation
 from training.data.records import BrokenRecord, read_record
 from training.data.shards import ShardDataset, write_shards
@@ -169,7 +170,7 @@ def test_a_broken_record_says_which_file_and_what_and_is_skipped(toy, kind, capl
     path = toy / name[:5] / f"{name}{ending}"
     damage(path)
     with pytest.raises(BrokenRecord, match=words) as raised:
-        read_record(toy, name)
+        read_record(folder_of(toy, name), name)
     # A segment without pixels shows in the map, whichever of the two files is wrong.
     assert raised.value.file == (path.with_suffix(".npy") if kind == "other id" else path)
     assert str(raised.value.file) in str(raised.value) and "expected" in str(raised.value)

@@ -14,7 +14,7 @@ import numpy as np
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from training.data.layout import read_names
+from training.data.layout import folder_of, read_names
 from training.data.preparation import Preparation
 from training.data.records import BrokenRecord, Record, read_record
 
@@ -87,7 +87,7 @@ class SubjectDataset(Dataset):
                 continue
             self.broken.reads += 1
             try:
-                return read_record(self.root, name, latents=self.preparation.latents)
+                return read_record(folder_of(self.root, name), name, latents=self.preparation.latents)
             except BrokenRecord as error:
                 self.broken.note(name, error)
         raise TooManyBroken(f"none of the {len(self)} records in {self.root} is whole; look at the log above")

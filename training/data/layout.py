@@ -13,9 +13,14 @@ from PIL import Image
 from moa_core.whole_file import write_whole
 
 
+def folder_of(root: Path, name: str) -> Path:
+    """Where a record's files lie."""
+    return root / name[:5]
+
+
 def place(root: Path, name: str, ending: str) -> Path:
-    """Where a record's file with this ending (`jpg`) lies."""
-    return root / name[:5] / f"{name}.{ending}"
+    """A record's file with this ending (`jpg`)."""
+    return folder_of(root, name) / f"{name}.{ending}"
 
 
 def is_written(root: Path, name: str) -> bool:
@@ -25,7 +30,7 @@ def is_written(root: Path, name: str) -> bool:
 
 def write_record(root: Path, name: str, image: Image.Image, ids: np.ndarray, info: dict) -> None:
     """One picture's three files. ids: [H, W], 0 = background; info: caption and segments."""
-    place(root, name, "json").parent.mkdir(parents=True, exist_ok=True)
+    folder_of(root, name).mkdir(parents=True, exist_ok=True)
     jpg, npy = io.BytesIO(), io.BytesIO()
     image.save(jpg, "JPEG", quality=95, subsampling=0)
     np.save(npy, ids)

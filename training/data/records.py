@@ -24,7 +24,6 @@ from safetensors.torch import load
 from torch import Tensor
 
 from moa_core.reference import SMALLEST
-from training.data.layout import place
 
 LATENTS = "latents.safetensors"
 """Ending of a record's cached latents."""
@@ -70,19 +69,19 @@ class Record:
 
 
 def read_record(
-    root: Path, name: str, label: str = "person", open: Open = open_file, latents: int | None = None
+    folder: Path, name: str, label: str = "person", open: Open = open_file, latents: int | None = None
 ) -> Record:
     """Reads and checks one record, keeping the segments with this coco_label. Raises BrokenRecord.
 
     latents: the size whose cached latents it must have; None leaves them alone.
     """
-    image = read_image(place(root, name, "jpg"), open)
-    caption, segments = _read_caption(place(root, name, "json"), open, label)
-    ids = _read_map(place(root, name, "npy"), open, image.size)
+    image = read_image(folder / f"{name}.jpg", open)
+    caption, segments = _read_caption(folder / f"{name}.json", open, label)
+    ids = _read_map(folder / f"{name}.npy", open, image.size)
     for segment in segments:
         if not (ids == segment.id).any():
-            raise BrokenRecord(place(root, name, "npy"), f"pixels of segment {segment.id}", "none")
-    moments = read_moments(place(root, name, LATENTS), latents, open) if latents else None
+            raise BrokenRecord(folder / f"{name}.npy", f"pixels of segment {segment.id}", "none")
+    moments = read_moments(folder / f"{name}.{LATENTS}", latents, open) if latents else None
     return Record(name, image, caption, segments, ids, moments)
 
 
