@@ -81,7 +81,7 @@ def _config(path: Path, metadata: dict[str, str]) -> MoAConfig:
     if metadata.get("format_version") != FORMAT_VERSION:
         raise MoAFileError(
             f"'{path.name}' has MoA format version '{metadata.get('format_version', 'none')}'; this version of the "
-            f"pack reads version '{FORMAT_VERSION}'. Update ComfyUI-MoA, or use an older file"
+            f"pack reads version '{FORMAT_VERSION}'. Update the pack, or use an older file"
         )
     try:
         config = MoAConfig.from_json(json.loads(metadata["config"]))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from training.comfyui import find_comfyui
+from training.comfyui import NAME, find_comfyui
 
 WORD_SIZE = 64
 
@@ -62,6 +62,6 @@ def start_host(base: Path, cpu: bool = True) -> Host:
 
     with torch.inference_mode():
         asyncio.run(nodes.init_extra_nodes(init_custom_nodes=False, init_api_nodes=False))
-        assert asyncio.run(nodes.load_custom_node(str(base / "custom_nodes/ComfyUI-MoA"), module_parent="custom_nodes"))
+        assert asyncio.run(nodes.load_custom_node(str(base / "custom_nodes" / NAME), module_parent="custom_nodes"))
     os.chdir(before)
     return Host(base, nodes.NODE_CLASS_MAPPINGS)

@@ -5,9 +5,10 @@ import json
 import pytest
 from browser import find_browser
 
+from training.comfyui import NAME
 from workflows import NAMES, read, to_api
 
-OURS = ("moa", "ComfyUI-MoA")
+OURS = ("moa", NAME)
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from training.comfyui import Server, find_comfyui, make_base_directory
+from training.comfyui import NAME, Server, find_comfyui, make_base_directory
 
 
 def person(path, seed):
@@ -110,7 +110,7 @@ def test_image_and_maps_come_out_and_another_subject_encodes_only_itself_anew(se
 
 def test_the_nodes_describe_themselves(server):
     info = server.get("/object_info")
-    ours = [name for name, node in info.items() if node["python_module"].endswith("ComfyUI-MoA")]
+    ours = [name for name, node in info.items() if node["python_module"].endswith(NAME)]
     assert len(ours) == 6
     for name in ours:
         node = info[name]

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from toy_world.world import ACTIONS, WORDS
-from training.comfyui import PACK
+from training.comfyui import NAME, PACK
 from workflows import NAMES, SHIPPED, pictures_of, read, shipped, to_api
 
 NO_WEIGHTS = f"trained toy models are missing: models/{SHIPPED[0]} and models/{SHIPPED[1]}"
@@ -48,9 +48,9 @@ def test_the_packs_folders_come_after_all_of_the_users(host, tmp_path, monkeypat
 
 
 def test_the_template_browser_lists_every_workflow_with_its_picture(fresh_server):
-    assert sorted(fresh_server.get("/workflow_templates")["ComfyUI-MoA"]) == NAMES
+    assert sorted(fresh_server.get("/workflow_templates")[NAME]) == NAMES
     for name in NAMES:
-        thumbnail = fresh_server.get(f"/api/workflow_templates/ComfyUI-MoA/{name}.jpg")
+        thumbnail = fresh_server.get(f"/api/workflow_templates/{NAME}/{name}.jpg")
         assert Image.open(io.BytesIO(thumbnail)).format == "JPEG"
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 PACK = Path(__file__).resolve().parents[2]
+NAME = "mixture-of-attention"  # in the Comfy registry, and so the folder that ComfyUI-Manager installs it into
 
 
 def find_comfyui() -> Path | None:
@@ -45,7 +46,7 @@ def make_base_directory(folder: Path) -> Path:
     models = ("checkpoints", "moa", "loras", "controlnet", "embeddings")
     for name in ("custom_nodes", "input", "output", *(f"models/{kind}" for kind in models)):
         (folder / name).mkdir(parents=True, exist_ok=True)
-    link = folder / "custom_nodes" / "ComfyUI-MoA"
+    link = folder / "custom_nodes" / NAME
     if not link.is_symlink():
         link.symlink_to(PACK)
     return folder
