@@ -1,4 +1,4 @@
-"""The expert: the personalized attention that stands beside the prior one (Section 4.1)."""
+"""The expert: the personalized attention that stands beside the prior one (Section 3.2)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""How a finetune runs: one dataclass for each section of its YAML file. Defaults are the paper's Table 1."""
+"""How a finetune runs: one dataclass for each section of its YAML file. Defaults are the paper's
+(Table 1) where it gives them."""
 
 from __future__ import annotations
 
@@ -23,7 +24,7 @@ class Model:
     base: str
     """The frozen base model: a Stable Diffusion 1.x folder in diffusers' format, or a toy checkpoint (a file)."""
     image_encoder: str
-    """Folder of a transformers CLIP vision model with projection. Table 1: CLIP ViT-L/14."""
+    """Folder of a transformers CLIP vision model with projection: CLIP ViT-L/14, as FastComposer; Table 1 has none."""
     trainable_encoder_layers: int = 2
     """So many last layers of the image encoder learn along, with what follows them. The paper says "learned image
     encoder" without a number; 2 is FastComposer's. With 0 it stays as it is."""
@@ -39,7 +40,7 @@ class Data:
 
     root: str
     size: int = 512
-    """Side of the training pictures in pixels. Table 1: 512."""
+    """Side of the training pictures in pixels: SD 1.5's own; Table 1 gives none."""
     max_subjects: int = 4
     """Of more people in a picture the largest are kept."""
     smallest_crop: float = 0.8
@@ -107,7 +108,7 @@ class Run:
     """Name of the MoA file in it."""
     seed: int = 0
     precision: Literal["float32", "bf16"] = "bf16"
-    """Table 1: bf16. On a CPU float32 is faster."""
+    """Not in Table 1. On a CPU float32 is faster."""
     checkpointing: bool = False
     """Gradient checkpointing: less memory, about a third more time."""
     save_every: int = 1000

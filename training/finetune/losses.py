@@ -1,4 +1,4 @@
-"""The finetune's losses (Section 4.3): masked reconstruction, router loss, object loss.
+"""The finetune's losses (Section 3.3): masked reconstruction, router loss, object loss.
 
 Each is taken per record first, then averaged over the batch, so that a batch split over processes gives the
 same. Masks are soft at the edges: the share of a latent pixel that the subject covers.
@@ -43,7 +43,7 @@ def object_loss(attention: Mapping[Address, Tensor], masks: Tensor, rows: Tensor
     """Eq. 12, FastComposer's balanced L1: mean attention outside a subject's mask minus the mean inside.
 
     attention: [K, N] per block; masks [K, h, w] of the K bound subjects; rows [K]: whose record. Averaged
-    over blocks, over a record's subjects, then over the records that have any. -> [], 0 without subjects.
+    over blocks, over a record's subjects, then over all records; one without subjects counts as 0. -> [].
     """
     if not attention:
         return masks.new_zeros(())

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from training.toy.comparison import Estimate
 
 PICTURE = "RESULTS.jpg"
+FINDINGS = Path(__file__).with_name("findings.md")
+"""What no table says, written by hand; the end of RESULTS.md."""
 JUDGED = ("MoA", "MoA, as shipped")
 BASELINES = ("no MoA layer", "IP-Adapter-like")
 GOALS = {"identity": (True, 0.90), "prompt": (True, 0.98), "background": (False, 0.10), "leak": (False, 0.02)}
@@ -61,7 +65,7 @@ def report(result: dict) -> str:
     lines.append(f"| ahead of both baselines on the mean of both | {ahead} | trained longer than they |")
     lines += ["", f"![The same prompts and noise in every row]({PICTURE})", "", "From top to bottom: references, "]
     lines[-1] += ", ".join(rows) + "."
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, "", FINDINGS.read_text(encoding="utf-8")])
 
 
 def _cell(estimate: Estimate | None) -> str:
