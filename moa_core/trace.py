@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -25,11 +26,26 @@ def routed_blocks(addresses: list[Address]) -> list[Address]:
 
 
 def layer_size(latent_shape: tuple[int, int], pixels: int) -> tuple[int, int]:
-    """The (h, w) of a layer with that many pixels: the latents', halved (rounded up) until it fits."""
+    """The (h, w) of a layer with that many pixels: the latents', halved (rounded up) until it fits.
+
+    True of an SD U-Net as it is; a host that lets others change sizes on the way must ask for the layer's own.
+    """
     height, width = latent_shape
     while height * width > pixels:
         height, width = -(-height // 2), -(-width // 2)
     return height, width
+
+
+Layout = tuple[tuple[tuple[Address, str], tuple[int, int]], ...]
+"""The layers of a call and their sizes (h, w), in order."""
+
+
+@dataclass
+class Record:
+    """Calls of one bin, layout and set of pictures: summed shares [B, pixels of all layers], and how many calls."""
+
+    total: Tensor
+    calls: int = 1
 
 
 class Trace:
@@ -38,52 +54,92 @@ class Trace:
     def __init__(self, latent_shape: tuple[int, int]):
         self.latent_shape = latent_shape
         """(h, w) of the sampled latents."""
-        self._layers: dict[tuple[Address, str], int] = {}
-        self._sums: dict[int, Tensor] = {}  # bin -> [B, pixels of all layers]
-        self._counts: dict[int, int] = {}
+        self._records: dict[tuple[int, Layout, tuple[int, ...]], Record] = {}  # by bin, layout and pictures
 
-    def add(self, timestep: float, shares: Mapping[tuple[Address, str], Tensor]) -> None:
-        """Record one call: for every layer the shares [B, N] of the B pictures. Never waits for the device."""
-        self._layers = self._layers or {layer: share.shape[1] for layer, share in shares.items()}
-        record = torch.cat(list(shares.values()), dim=1).float()
+    def add(
+        self, timestep: float, shares: Mapping[tuple[Address, str], Tensor], pictures: Sequence[int] | None = None
+    ) -> None:
+        """Record one call: for every layer the shares [B, h, w] of B pictures. Never waits for the device.
+
+        pictures: their indices in the whole batch, where a call does not hold all of it. A layer may be of
+        another size in another call, or missing; a call that met no layer at all leaves nothing.
+        """
+        if not shares:
+            return
+        layout = tuple((layer, tuple(share.shape[1:])) for layer, share in shares.items())
+        values = torch.cat([share.flatten(1) for share in shares.values()], dim=1).float()
         bin = min(int(timestep * BINS / TIMESTEPS), BINS - 1)
-        if bin in self._sums and self._sums[bin].shape == record.shape:
-            self._sums[bin] += record
-            self._counts[bin] += 1
+        key = (bin, layout, tuple(range(len(values)) if pictures is None else pictures))
+        if key in self._records:
+            self._records[key].total += values
+            self._records[key].calls += 1
         else:
-            self._sums[bin], self._counts[bin] = record, 1
+            self._records[key] = Record(values)
 
     def __bool__(self) -> bool:
-        return bool(self._sums)
+        return bool(self._records)
 
     @property
     def layers(self) -> list[tuple[Address, str]]:
         """(address, attention) of every recorded layer, in the order of the forward pass."""
-        return list(self._layers)
+        met = {layer for _, layout, _ in self._records for layer, _ in layout}
+        return sorted(met, key=lambda layer: (layer[0].order, layer[1]))
 
     @property
     def timesteps(self) -> list[tuple[int, int]]:
         """The recorded bins as (from, to) in timesteps, the noisiest first."""
         width = TIMESTEPS // BINS
-        return [(b * width, (b + 1) * width) for b in sorted(self._sums, reverse=True)]
+        return [(b * width, (b + 1) * width) for b in self._bins()]
 
     def maps(self, layer: tuple[Address, str]) -> Tensor:
-        """One layer's shares over the recorded bins, [B, bins, h, w] on the CPU, at the layer's own size."""
-        start = 0
-        for other, pixels in self._layers.items():
-            if other == layer:
-                break
-            start += pixels
-        bins = [self._sums[b][:, start : start + pixels] / self._counts[b] for b in sorted(self._sums, reverse=True)]
-        return torch.stack(bins, dim=1).cpu().unflatten(-1, layer_size(self.latent_shape, pixels))
+        """One layer's shares over the recorded bins, [B, bins, h, w] on the CPU, at the layer's largest size.
+
+        0 where the layer did not run.
+        """
+        total, calls = self._gather(layer)
+        return total / calls.clamp(min=1)
 
     def subject_area(self) -> Tensor:
         """Mean share over the routed blocks and all timesteps, [B, h, w] at latent size on the CPU."""
-        routed = routed_blocks(list(dict.fromkeys(address for address, _ in self._layers)))
-        layers = [self.maps(layer).mean(dim=1, keepdim=True) for layer in self._layers if layer[0] in routed]
-        sized = [F.interpolate(m, self.latent_shape, mode="bilinear", align_corners=False) for m in layers]
+        routed = routed_blocks(list(dict.fromkeys(address for address, _ in self.layers)))
+        sized = []
+        for layer in self.layers:
+            if layer[0] in routed:
+                total, calls = self._gather(layer)
+                bins = (calls > 0).sum(dim=1, keepdim=True).clamp(min=1)  # those in which the layer ran
+                mean = (total / calls.clamp(min=1)).sum(dim=1, keepdim=True) / bins  # [B, 1, h, w]
+                sized.append(_resized(mean, self.latent_shape))
         return torch.cat(sized, dim=1).mean(dim=1)
 
     def to_cpu(self) -> None:
         """Free the device of a finished trace."""
-        self._sums = {bin: total.cpu() for bin, total in self._sums.items()}
+        for record in self._records.values():
+            record.total = record.total.cpu()
+
+    def _bins(self) -> list[int]:
+        return sorted({bin for bin, _, _ in self._records}, reverse=True)
+
+    def _gather(self, layer: tuple[Address, str]) -> tuple[Tensor, Tensor]:
+        """One layer's summed shares [B, bins, h, w] at its largest size, and of how many calls [B, bins, 1, 1]."""
+        bins = self._bins()
+        batch = 1 + max(picture for _, _, pictures in self._records for picture in pictures)
+        sizes = {size for _, layout, _ in self._records for other, size in layout if other == layer}
+        largest = max(sizes, key=lambda size: size[0] * size[1])
+        total, calls = torch.zeros(batch, len(bins), *largest), torch.zeros(batch, len(bins), 1, 1)
+        for (bin, layout, pictures), record in self._records.items():
+            start = 0
+            for other, (height, width) in layout:
+                if other == layer:
+                    share = record.total[:, start : start + height * width].cpu().unflatten(1, (1, height, width))
+                    column = bins.index(bin)
+                    total[list(pictures), column] += _resized(share, largest)[:, 0]
+                    calls[list(pictures), column] += record.calls
+                start += height * width
+        return total, calls
+
+
+def _resized(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """[B, K, h, w] -> [B, K, *size]."""
+    if tuple(maps.shape[-2:]) == tuple(size):
+        return maps
+    return F.interpolate(maps, size, mode="bilinear", align_corners=False)

@@ -1,7 +1,7 @@
 """Bindings on their way from the conditioning to the rows of a U-Net call.
 
 They travel as one more entry of the host's model_conds, so that whatever the host does to a conditioning
-(split, batch, reorder, cut to an area), it does to its bindings too.
+(split, batch, reorder, cut to an area or to a context window), it does to its bindings too.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import comfy.conds
+import comfy.utils
+import torch
 from torch import Tensor
 
 from ..moa_core.binding import BoundPrompt
@@ -26,9 +28,9 @@ class Row:
     tokens: int
     """Length of the row's own text embedding; the host repeats it to match longer ones in the batch."""
     picture: int
-    """Index of the picture in the latent batch."""
-    traced: bool
-    """Whether the row shows a whole picture under a positive prompt."""
+    """Index of the picture in the whole latent batch."""
+    positive: bool
+    """Whether the row is under a positive prompt."""
 
 
 @dataclass(frozen=True)
@@ -50,12 +52,31 @@ class Rows:
         )
 
 
-class CONDRows(comfy.conds.CONDRegular):
-    """The host's handle on the rows of one conditioning; `cond` is (prompt, tokens, positive), then Rows."""
+class CONDBindings(comfy.conds.CONDRegular):
+    """What one conditioning brings; `cond` [B, 1, 1, 1] holds the pictures' indices.
 
-    def process_cond(self, batch_size: int, area=None, **kwargs) -> CONDRows:
-        prompt, tokens, positive = self.cond
-        return CONDRows(Rows(tuple(Row(prompt, tokens, i, positive and area is None) for i in range(batch_size))))
+    A tensor as long as the batch is cut by the host as it cuts the latents: in a context window, picture 4
+    stays picture 4.
+    """
+
+    def __init__(self, cond: Tensor, prompt: BoundPrompt | None, tokens: int, positive: bool):
+        super().__init__(cond)
+        self.prompt, self.tokens, self.positive = prompt, tokens, positive
+
+    @classmethod
+    def of_batch(cls, pictures: int, prompt: BoundPrompt | None, tokens: int, positive: bool) -> CONDBindings:
+        return cls(torch.arange(pictures).view(-1, 1, 1, 1), prompt, tokens, positive)
+
+    def _copy_with(self, cond: Tensor) -> CONDBindings:
+        return CONDBindings(cond, self.prompt, self.tokens, self.positive)
+
+    def process_cond(self, batch_size: int, **kwargs) -> CONDRows:
+        pictures = comfy.utils.repeat_to_batch_size(self.cond, batch_size).flatten().tolist()
+        return CONDRows(Rows(tuple(Row(self.prompt, self.tokens, picture, self.positive) for picture in pictures)))
+
+
+class CONDRows(comfy.conds.CONDRegular):
+    """The rows of one conditioning in a U-Net call, which the host joins with those of others."""
 
     def can_concat(self, other: CONDRows) -> bool:
         return True

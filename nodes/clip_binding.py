@@ -1,47 +1,79 @@
 """A CLIP that notes, as it encodes a prompt, which token positions carry which subject."""
 
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import comfy.sd
+from torch import Tensor
 
 from ..moa_core.binding import BoundPrompt, bind
 from ..moa_core.subject import Subject
 
 BOUND_PROMPT = "moa_bound_prompt"
-"""Key of the BoundPrompt in a conditioning's dictionary."""
+"""Key of the NotedPrompt in a conditioning's dictionary."""
+CHUNK = 77
+"""Tokens that the text encoder reads at once."""
+CHUNKS_KNOWN = 1024
 
 
-class BindingCLIP(comfy.sd.CLIP):
-    """Encodes exactly as the CLIP it was made from; its clones (LoRA, CLIP skip) bind as well."""
+@dataclass(frozen=True, eq=False)
+class NotedPrompt(BoundPrompt):
+    """A bound prompt as a conditioning carries it: with its tokens, and with whom to ask for more."""
 
-    subjects: Sequence[Subject]
-    words: Sequence[Sequence[int]]
-    """Each subject's word as token ids."""
+    chunks: tuple[list, ...] = ()
+    binder: Binder | None = None
 
-    def clone(self, *args, **kwargs):
-        return bind_subjects(super().clone(*args, **kwargs), self.subjects)
+    def grown_to(self, text: Tensor) -> BoundPrompt:
+        """This prompt in an embedding [1, T, D] to which others were appended (ConditioningConcat).
 
-    def encode_from_tokens(self, tokens, return_pooled=False, return_dict=False):
-        out = super().encode_from_tokens(tokens, return_pooled=return_pooled, return_dict=return_dict)
-        return out | {BOUND_PROMPT: self.bind(tokens)} if return_dict else out
+        Appended prompts leave nothing in the conditioning but their embedding, by which they are known again; one
+        that this CLIP did not encode binds nothing.
+        """
+        own = CHUNK * len(self.chunks)
+        if text.shape[1] <= own or text.shape[1] % CHUNK:
+            return self
+        return self.binder.bind([*self.chunks, *self.binder.recall(text[:, own:])])
 
-    def encode_from_tokens_scheduled(self, tokens, unprojected=False, add_dict={}, show_pbar=True):  # noqa: B006
-        add_dict = {**add_dict, BOUND_PROMPT: self.bind(tokens)}
-        return super().encode_from_tokens_scheduled(tokens, unprojected, add_dict, show_pbar)
 
-    def bind(self, tokens: dict[str, list]) -> BoundPrompt:
-        """Bindings for a tokenized prompt: {"l": chunks of (token, weight)}."""
-        tokenizer = clip_l_tokenizer(self)
-        width = tokenizer.embedding_size
+class Binder:
+    """Binds the prompts of a CLIP and of its clones to subjects, and knows again what they have encoded."""
+
+    def __init__(self, clip: comfy.sd.CLIP, subjects: Sequence[Subject]):
+        """Raises ValueError for a word that holds nothing to bind to."""
+        self.tokenizer = clip_l_tokenizer(clip)
+        self.subjects = subjects
+        self.words = [self._word_ids(clip, subject.word) for subject in subjects]
+        self._known: OrderedDict[bytes, list] = OrderedDict()
+
+    def chunks(self, tokens: dict[str, list]) -> list[list]:
+        """Of a tokenized prompt {"l": chunks of (token, weight)}: the tokens that the encoder will see."""
         # An embedding of another width is dropped by the encoder, and what follows it moves up.
-        chunks = [[t[0] for t in chunk if isinstance(t[0], int) or t[0].shape[-1] == width] for chunk in tokens["l"]]
-        return bind(self._text(chunks), chunks, self.words, self.subjects, self._ends_word)
+        width = self.tokenizer.embedding_size
+        return [[t[0] for t in chunk if isinstance(t[0], int) or t[0].shape[-1] == width] for chunk in tokens["l"]]
 
-    def _ends_word(self, token: int) -> bool:
-        return not self._is_text(token) or clip_l_tokenizer(self).inv_vocab[token].endswith("</w>")
+    def bind(self, chunks: Sequence[list]) -> NotedPrompt:
+        bound = bind(self._text(chunks), chunks, self.words, self.subjects, self._ends_word)
+        return NotedPrompt(bound.prompt, bound.bindings, tuple(chunks), self)
 
-    def _word_ids(self, word: str) -> list[int]:
-        chunk = self.tokenize(word)["l"][0]
+    def note(self, chunks: Sequence[list], text: Tensor) -> None:
+        """Remember that these chunks became this embedding [1, T, D]."""
+        if text.shape[1] == CHUNK * len(chunks):
+            for chunk, piece in zip(chunks, text.split(CHUNK, dim=1), strict=True):
+                self._known[_fingerprint(piece)] = chunk
+        while len(self._known) > CHUNKS_KNOWN:
+            self._known.popitem(last=False)
+
+    def recall(self, text: Tensor) -> list[list]:
+        """The chunks that became this embedding [1, T, D]; blank ones for what is not known."""
+        blank = [self.tokenizer.pad_token] * CHUNK
+        return [self._known.get(_fingerprint(piece), blank) for piece in text.split(CHUNK, dim=1)]
+
+    def _word_ids(self, clip: comfy.sd.CLIP, word: str) -> list[int]:
+        chunk = clip.tokenize(word)["l"][0]
         ids = [token for token, *_ in chunk if isinstance(token, int) and self._is_text(token)]
         if not ids:
             raise ValueError(
@@ -50,15 +82,16 @@ class BindingCLIP(comfy.sd.CLIP):
             )
         return ids
 
-    def _is_text(self, token: int) -> bool:
-        tokenizer = clip_l_tokenizer(self)
-        return token not in (tokenizer.start_token, tokenizer.end_token, tokenizer.pad_token)
+    def _ends_word(self, token: int) -> bool:
+        return not self._is_text(token) or self.tokenizer.inv_vocab[token].endswith("</w>")
 
-    def _text(self, chunks: list[list]) -> str:
+    def _is_text(self, token: int) -> bool:
+        return token not in (self.tokenizer.start_token, self.tokenizer.end_token, self.tokenizer.pad_token)
+
+    def _text(self, chunks: Sequence[list]) -> str:
         """The prompt as the encoder sees it, for messages."""
-        vocabulary = clip_l_tokenizer(self).inv_vocab
         pieces = [
-            vocabulary[token] if isinstance(token, int) else "<embedding></w>"
+            self.tokenizer.inv_vocab[token] if isinstance(token, int) else "<embedding></w>"
             for chunk in chunks
             for token in chunk
             if not isinstance(token, int) or self._is_text(token)
@@ -66,18 +99,49 @@ class BindingCLIP(comfy.sd.CLIP):
         return "".join(pieces).replace("</w>", " ").strip()
 
 
+class BindingCLIP(comfy.sd.CLIP):
+    """Encodes exactly as the CLIP it was made from; its clones (LoRA, CLIP skip) bind as well."""
+
+    binder: Binder
+
+    def clone(self, *args, **kwargs):
+        return _with_binder(super().clone(*args, **kwargs), self.binder)
+
+    def encode_from_tokens(self, tokens, return_pooled=False, return_dict=False):
+        out = super().encode_from_tokens(tokens, return_pooled=return_pooled, return_dict=return_dict)
+        chunks = self.binder.chunks(tokens)
+        self.binder.note(chunks, out["cond"] if return_dict else out[0] if return_pooled else out)
+        return out | {BOUND_PROMPT: self.binder.bind(chunks)} if return_dict else out
+
+    def encode_from_tokens_scheduled(self, tokens, unprojected=False, add_dict={}, show_pbar=True):  # noqa: B006
+        chunks = self.binder.chunks(tokens)
+        add_dict = {**add_dict, BOUND_PROMPT: self.binder.bind(chunks)}
+        conditioning = super().encode_from_tokens_scheduled(tokens, unprojected, add_dict, show_pbar)
+        for text, _ in conditioning:
+            self.binder.note(chunks, text)
+        return conditioning
+
+
 def bind_subjects(clip: comfy.sd.CLIP, subjects: Sequence[Subject]) -> BindingCLIP:
     """Turn a fresh clone of a CLIP into one that binds these subjects.
 
     Raises ValueError for a word that holds nothing to bind to.
     """
-    clip.__class__ = BindingCLIP
-    clip.subjects = subjects
-    clip.words = [clip._word_ids(subject.word) for subject in subjects]
-    return clip
+    return _with_binder(clip, Binder(clip, subjects))
 
 
 def clip_l_tokenizer(clip: comfy.sd.CLIP):
     """The CLIP-L tokenizer of an SD 1.x CLIP; None for any other kind of text encoder."""
     tokenizer = clip.tokenizer
     return getattr(tokenizer, "clip_l", None) if getattr(tokenizer, "clip", None) == "clip_l" else None
+
+
+def _with_binder(clip: comfy.sd.CLIP, binder: Binder) -> BindingCLIP:
+    clip.__class__ = BindingCLIP
+    clip.binder = binder
+    return clip
+
+
+def _fingerprint(piece: Tensor) -> bytes:
+    """Of one chunk's embedding [1, CHUNK, D]."""
+    return hashlib.sha256(piece.detach().float().cpu().contiguous().numpy().tobytes()).digest()

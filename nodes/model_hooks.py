@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
@@ -18,21 +20,47 @@ from ..moa_core.moa_layer import SparsePlan
 from ..moa_core.subject import Subject
 from ..moa_core.trace import Trace
 from ..moa_core.unet_call import UNetCall
-from .bound_rows import MODEL_COND, CONDRows, Rows
-from .clip_binding import BOUND_PROMPT
+from .bound_rows import MODEL_COND, CONDBindings, Rows
+from .clip_binding import BOUND_PROMPT, NotedPrompt
 
 KEY = "moa"
-TRACES_KEPT = 4
+RUNS_KEPT = 4
 
 
 @dataclass
 class Run:
-    """One sampling run."""
+    """One sampling run under way."""
 
     start_sigma: float
     end_sigma: float
     trace: Trace
     plan: SparsePlan
+
+
+class SizedCall(UNetCall):
+    """A U-Net call that knows every layer's (h, w), which others may change on the way (Deep Shrink)."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.sizes: dict[tuple[Address, str], tuple[int, int]] = {}
+
+    def maps(self) -> dict[tuple[Address, str], Tensor]:
+        """The expert's share of every layer met, [B, h, w]."""
+        return {layer: share.unflatten(1, self.sizes[layer]) for layer, share in self.shares.items()}
+
+
+@dataclass
+class PastRun:
+    """What is kept of a sampling run."""
+
+    samples: Tensor
+    """The sampled latents, on the CPU."""
+    trace: Trace
+    """Empty where MoA did not act, or in no call that showed whole pictures."""
+    missing: list[str]
+    """A sentence for every subject that did not appear."""
+    bound: bool
+    """Whether any positive prompt carried a subject."""
 
 
 class MoAHooks:
@@ -54,8 +82,8 @@ class MoAHooks:
     ):
         self.mixture, self.subjects, self.strength, self.sparse = mixture, subjects, strength, sparse
         self.start_percent, self.end_percent = start_percent, end_percent
-        self.traces: deque[tuple[Tensor, Trace]] = deque(maxlen=TRACES_KEPT)
-        """(sampled latents, trace) of the last runs, the newest last."""
+        self.runs: deque[PastRun] = deque(maxlen=RUNS_KEPT)
+        """The last runs, the newest last."""
         self._run: Run | None = None
 
     def attach(self, model: ModelPatcher, mixture: ModelPatcher) -> None:
@@ -65,9 +93,17 @@ class MoAHooks:
         model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, KEY, self.call_unet)
 
     def sample(self, executor, noise, *args, **kwargs):
-        """Around one sampling run."""
+        """Around one sampling run; without a subject in any positive prompt it is the plain checkpoint's."""
         guider = executor.class_obj
-        self._note_bindings(guider.conds)
+        bindings = [_bindings(name, c, len(noise)) for name, conds in guider.conds.items() for c in conds]
+        positives = [binding.prompt for binding in bindings if binding.positive]
+        missing = missing_subjects(self.subjects, positives)
+        for sentence in missing:
+            logging.warning(sentence)
+        bound = any(prompt is not None and prompt.bindings for prompt in positives)
+        if bound:
+            for conditioning, binding in zip(itertools.chain(*guider.conds.values()), bindings, strict=True):
+                conditioning["model_conds"] = {**conditioning["model_conds"], MODEL_COND: binding}
         sampling = guider.model_patcher.get_model_object("model_sampling")
         run = Run(
             float(sampling.percent_to_sigma(self.start_percent)),
@@ -80,91 +116,53 @@ class MoAHooks:
             samples = executor(noise, *args, **kwargs)
         finally:
             self._run = outer
-        if run.trace:
-            run.trace.to_cpu()
-            self.traces.append((samples.detach().cpu(), run.trace))
+        run.trace.to_cpu()
+        self.runs.append(PastRun(samples.detach().cpu(), run.trace, missing, bound))
         return samples
 
-    def call_unet(self, executor, x, timesteps, context, y=None, control=None, transformer_options={}, **kwargs):  # noqa: B006
-        """Around one U-Net call: x [B, 4, h, w], timesteps [B], context [B, T, D]."""
-        rows: Rows | None = kwargs.pop(MODEL_COND, None)
+    def call_unet(self, executor, *args, **kwargs):
+        """Around one U-Net call; one without rows is the base model's own, compiled or not."""
+        if MODEL_COND not in kwargs:
+            return executor(*args, **kwargs)
+        return self._call(executor, *args, **kwargs)
+
+    @torch.compiler.disable
+    def _call(self, executor, x, timesteps, context, y=None, control=None, transformer_options={}, **kwargs):  # noqa: B006
+        """One U-Net call: x [B, 4, h, w], timesteps [B], context [B, T, D].
+
+        Not compiled: a compiled U-Net is the same for every step, what MoA does is not. And as ComfyUI has
+        torch.compile trust that transformer_options never change, it would leave our patches out, or take one layer's
+        for another's.
+        """
+        rows: Rows = kwargs.pop(MODEL_COND)
         run = self._run
-        if (
-            run is None
-            or rows is None
-            or not run.end_sigma <= float(transformer_options["sigmas"][0]) <= run.start_sigma
-        ):
+        if run is None or not run.end_sigma <= float(transformer_options["sigmas"][0]) <= run.start_sigma:
             return executor(x, timesteps, context, y, control, transformer_options, **kwargs)
         timestep = float(timesteps[0])  # before the U-Net is queued: afterwards it would wait for it
 
-        def once(sparse: SparsePlan | bool | None) -> tuple[UNetCall, Tensor]:
-            call = UNetCall(self.mixture, context, timesteps, rows.bound_tokens(context), self.strength, sparse)
+        def once(sparse: SparsePlan | bool | None) -> tuple[SizedCall, Tensor]:
+            call = SizedCall(self.mixture, context, timesteps, rows.bound_tokens(context), self.strength, sparse)
             return call, executor(x, timesteps, context, y, control, _with_patches(transformer_options, call), **kwargs)
 
         # Reading a number off a CPU is free; off an accelerator it would stall every layer.
         call, out = once((True if x.device.type == "cpu" else run.plan) if self.sparse else None)
         if not call.complete():
             call, out = once(None)
-        self._record(run.trace, timestep, rows, call)
+        if tuple(x.shape[-2:]) == run.trace.latent_shape:  # whole pictures, no areas of them
+            _record(run.trace, timestep, rows, len(transformer_options["cond_or_uncond"]), call)
         return out
 
-    def _note_bindings(self, conds: dict[str, list[dict]]) -> None:
-        """Give every conditioning its bindings, negative ones none, and warn of subjects that found no word."""
-        positives = []
-        for name, conditionings in conds.items():
-            positive = "negative" not in name
-            for conditioning in conditionings:
-                prompt: BoundPrompt | None = conditioning.get(BOUND_PROMPT) if positive else None
-                text = conditioning.get("cross_attn")
-                tokens = text.shape[1] if text is not None else 1
-                conditioning["model_conds"] = {
-                    **conditioning["model_conds"],
-                    MODEL_COND: CONDRows((prompt, tokens, positive)),
-                }
-                positives += [prompt] if positive else []
-        for sentence in _missing(self.subjects, positives):
-            logging.warning(sentence)
 
-    @staticmethod
-    def _record(trace: Trace, timestep: float, rows: Rows, call: UNetCall) -> None:
-        """Keep the shares of the rows that show whole pictures, in the order of the pictures."""
-        traced = [index for index, row in enumerate(rows.rows) if row.traced]
-        if not traced:
-            return
-        pictures = 1 + max(rows.rows[index].picture for index in traced)
-        for start in range(0, len(traced), pictures):  # once for each positive prompt
-            index = traced[start : start + pictures]
-            trace.add(timestep, {layer: share[index[0] : index[-1] + 1] for layer, share in call.shares.items()})
+def _bindings(name: str, conditioning: dict, pictures: int) -> CONDBindings:
+    """What one of the guider's conditionings binds; nothing in the negative ones."""
+    positive, text = "negative" not in name, conditioning.get("cross_attn")
+    prompt: NotedPrompt | None = conditioning.get(BOUND_PROMPT) if positive else None
+    if prompt is not None and text is not None:
+        prompt = prompt.grown_to(text)
+    return CONDBindings.of_batch(pictures, prompt, text.shape[1] if text is not None else 1, positive)
 
 
-def _with_patches(transformer_options: dict, call: UNetCall) -> dict:
-    """The options of one U-Net call with its attention patches: first in, last out."""
-    patches = dict(transformer_options.get("patches", {}))
-    held: dict[str, Tensor] = {}
-
-    def hold(attention: str):
-        def before(h, context, value, extra_options):
-            held[attention] = h
-            return h, context, value
-
-        return before
-
-    def mix(attention: str):
-        def after(prior, extra_options):
-            kind, number = extra_options["block"]
-            address = Address(kind, number, extra_options["block_index"])
-            return call.mix(address, attention, held.pop(attention), prior)
-
-        return after
-
-    for attention in ATTENTIONS:
-        before, after = f"{attention}_patch", f"{attention}_output_patch"
-        patches[before] = [hold(attention), *patches.get(before, [])]
-        patches[after] = [*patches.get(after, []), mix(attention)]
-    return {**transformer_options, "patches": patches}
-
-
-def _missing(subjects: Sequence[Subject], prompts: list[BoundPrompt | None]) -> list[str]:
+def missing_subjects(subjects: Sequence[Subject], prompts: list[BoundPrompt | None]) -> list[str]:
     """A sentence for every subject that no positive prompt carries."""
     known = [prompt for prompt in prompts if prompt is not None]
     if subjects and not known:
@@ -183,3 +181,41 @@ def _missing(subjects: Sequence[Subject], prompts: list[BoundPrompt | None]) -> 
                 f"{'' if same == 1 else f' {same} times'}. Write it there, or change the word in Subject Encoder."
             )
     return sentences
+
+
+def _with_patches(transformer_options: dict, call: SizedCall) -> dict:
+    """The options of one U-Net call with its attention patches: first in, last out."""
+    patches = dict(transformer_options.get("patches", {}))
+    held: dict[str, Tensor] = {}
+
+    def hold(attention: str):
+        def before(h, context, value, extra_options):
+            held[attention] = h
+            return h, context, value
+
+        return before
+
+    def mix(attention: str):
+        def after(prior, extra_options):
+            kind, number = extra_options["block"]
+            address = Address(kind, number, extra_options["block_index"])
+            call.sizes[address, attention] = tuple(extra_options["activations_shape"][-2:])
+            return call.mix(address, attention, held.pop(attention), prior)
+
+        return after
+
+    for attention in ATTENTIONS:
+        before, after = f"{attention}_patch", f"{attention}_output_patch"
+        patches[before] = [hold(attention), *patches.get(before, [])]
+        patches[after] = [*patches.get(after, []), mix(attention)]
+    return {**transformer_options, "patches": patches}
+
+
+def _record(trace: Trace, timestep: float, rows: Rows, prompts: int, call: SizedCall) -> None:
+    """Keep the shares of the rows under positive prompts; a call holds the same pictures for each of its prompts."""
+    pictures = len(rows.rows) // prompts
+    for start in range(0, len(rows.rows), pictures):
+        block = rows.rows[start : start + pictures]
+        if block[0].positive:
+            maps = {layer: share[start : start + pictures] for layer, share in call.maps().items()}
+            trace.add(timestep, maps, [row.picture for row in block])

@@ -1,5 +1,7 @@
 """The picture of a trace: the subject area over the image, and the expert's share by block and timestep."""
 
+import textwrap
+
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
@@ -36,10 +38,26 @@ def draw_trace(trace: Trace, area: Tensor, index: int, image: Tensor | None) -> 
         for column, (_, last) in enumerate(trace.timesteps):
             draw.text((start + column * (CELL + GAP), 42), f"t<{last}", FAINT, small)
         for row, address in enumerate(blocks):
+            if (address, attention) not in trace.layers:
+                continue
             for column, share in enumerate(trace.maps((address, attention))[index]):
                 cell = _paint(share).resize((CELL, CELL), Image.Resampling.NEAREST)
                 canvas.paste(cell, (start + column * (CELL + GAP), HEAD + row * (CELL + GAP)))
     _colour_bar(canvas, draw, small, width - LEGEND)
+    return torch.from_numpy(np.asarray(canvas).astype(np.float32) / 255.0)
+
+
+def draw_sentences(sentences: list[str], image: Tensor | None) -> Tensor:
+    """Words where there is no trace to draw, beside the picture [H, W, 3] if there is one -> [H', W', 3] in 0..1."""
+    side, width, line = 6 * CELL, 60, 24
+    lines = [text for sentence in sentences for text in [*textwrap.wrap(sentence, width), ""]]
+    left = GAP if image is None else side + 3 * GAP
+    canvas = Image.new("RGB", (left + 560, max(side, line * len(lines)) + 2 * GAP), PAPER)
+    if image is not None:
+        canvas.paste(_picture(image, side), (GAP, GAP))
+    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(18)
+    for number, text in enumerate(lines):
+        draw.text((left + GAP, 2 * GAP + line * number), text, INK, font)
     return torch.from_numpy(np.asarray(canvas).astype(np.float32) / 255.0)
 
 
@@ -62,9 +80,13 @@ def _overlay(area: Tensor, image: Tensor | None, side: int) -> Image.Image:
     heat = _paint(area)
     if image is None:
         return heat.resize(_fit(heat.size, side), Image.Resampling.NEAREST)
-    picture = Image.fromarray((image[..., :3].clamp(0, 1) * 255).byte().cpu().numpy())
-    picture = picture.resize(_fit(picture.size, side), Image.Resampling.LANCZOS)
+    picture = _picture(image, side)
     return Image.blend(picture, heat.resize(picture.size, Image.Resampling.BICUBIC), 0.55)
+
+
+def _picture(image: Tensor, side: int) -> Image.Image:
+    picture = Image.fromarray((image[..., :3].clamp(0, 1) * 255).byte().cpu().numpy())
+    return picture.resize(_fit(picture.size, side), Image.Resampling.LANCZOS)
 
 
 def _fit(size: tuple[int, int], side: int) -> tuple[int, int]:

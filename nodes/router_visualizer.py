@@ -6,9 +6,8 @@ from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..moa_core.trace import Trace
-from .model_hooks import KEY, MoAHooks
-from .router_picture import draw_trace, two_classes
+from .model_hooks import KEY, MoAHooks, PastRun
+from .router_picture import draw_sentences, draw_trace, two_classes
 from .sockets import CATEGORY
 
 PIXELS_PER_LATENT = 8
@@ -38,28 +37,43 @@ class MoARouterVisualizer(io.ComfyNode):
 
     @classmethod
     def execute(cls, model: ModelPatcher, samples: dict, image: Tensor | None = None) -> io.NodeOutput:
-        trace = _find_trace(model.get_attachment(KEY), samples["samples"])
-        area = trace.subject_area()  # [B, h, w]
-        pictures = [
-            draw_trace(trace, area[i], i, None if image is None else image[i % len(image)]) for i in range(len(area))
-        ]
-        size = [PIXELS_PER_LATENT * side for side in trace.latent_shape]
+        run = _find_run(model.get_attachment(KEY), samples["samples"])
+        count = len(run.samples)
+        images = [None if image is None else image[i % len(image)] for i in range(count)]
+        size = [PIXELS_PER_LATENT * side for side in run.samples.shape[-2:]]
+        if not run.trace:
+            sentences = nothing_to_see(run)
+            pictures = torch.stack([draw_sentences(sentences, picture) for picture in images])
+            return io.NodeOutput(pictures, torch.zeros(count, *size))
+        area = run.trace.subject_area()  # [B, h, w]
+        pictures = [draw_trace(run.trace, area[i], i, images[i]) for i in range(count)]
         large = F.interpolate(area[:, None], size, mode="bicubic", align_corners=False)[:, 0]  # [B, H, W]
         return io.NodeOutput(torch.stack(pictures), torch.stack([two_classes(m) for m in large]))
 
 
-def _find_trace(hooks: MoAHooks | None, latents: Tensor) -> Trace:
-    """The trace of the run that made these latents; the newest of their size where none did exactly."""
+def nothing_to_see(run: PastRun) -> list[str]:
+    """Why a run has no maps."""
+    if run.bound:
+        return [
+            "No router was recorded: MoA was outside start_percent and end_percent in every step, or no step painted "
+            "the whole picture at once."
+        ]
+    nothing = "Nothing was bound: this is the plain checkpoint's picture, without a subject area."
+    return [nothing, *(run.missing or ["No subject is connected to MoA Patch Model."])]
+
+
+def _find_run(hooks: MoAHooks | None, latents: Tensor) -> PastRun:
+    """The run that made these latents; the newest of their size where none did exactly."""
     if hooks is None:
         raise ValueError(
             "Router Visualizer: this MODEL has no MoA at work. Connect the MODEL output of MoA Patch Model, with a "
             "strength above 0"
         )
-    fitting = [(made, trace) for made, trace in reversed(hooks.traces) if made.shape == latents.shape]
+    fitting = [run for run in reversed(hooks.runs) if run.samples.shape == latents.shape]
     if not fitting:
         raise ValueError(
             f"Router Visualizer: no sampling of latents {list(latents.shape)} with this MODEL was recorded. Connect "
             "the LATENT of a KSampler that uses the same MODEL, and sample again (change its seed) if it was cached"
         )
-    same = (trace for made, trace in fitting if torch.allclose(made.to(latents), latents.cpu(), atol=1e-3))
-    return next(same, fitting[0][1])
+    same = (run for run in fitting if torch.allclose(run.samples.to(latents), latents.cpu(), atol=1e-3))
+    return next(same, fitting[0])

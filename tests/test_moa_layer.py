@@ -139,7 +139,7 @@ def test_no_layer_makes_the_host_wait_for_an_accelerator(stirred_moa, sparse):
             call = UNetCall(mixture, torch.randn(2, 77, 64), torch.tensor([5.0, 5.0]), bound, sparse=plan)
             for attention in ("attn1", "attn2"):
                 call.mix(address, attention, h, torch.randn(2, 256, 64))
-            trace.add(5.0, call.shares)
+            trace.add(5.0, {layer: share.unflatten(1, (16, 16)) for layer, share in call.shares.items()})
         assert reads.count == 0
         call.complete()
     with HostReads() as reads:  # and the count counts: reading at every layer is seen

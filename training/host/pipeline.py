@@ -13,7 +13,7 @@ from moa_core.binding import Binding
 from moa_core.moa import MoA
 from moa_core.reference import prepare_reference
 from moa_core.subject import Subject
-from moa_core.trace import Trace
+from moa_core.trace import Trace, layer_size
 from moa_core.unet_call import BoundTokens
 from training.host.adapter import MoAUNet
 from training.host.base import Base
@@ -92,7 +92,9 @@ class MoAPipeline:
             noisy = torch.cat([scheduler.scale_model_input(latents, t)] * 2)
             moa, uncond = self.unet(noisy, timestep, context, tokens, strength, sparse).chunk(2)
             if self.unet.call is not None:
-                trace.add(float(t), {layer: share[:batch] for layer, share in self.unet.call.shares.items()})
+                shares = {layer: share[:batch] for layer, share in self.unet.call.shares.items()}  # [B, N]
+                sizes = {layer: layer_size((side, side), share.shape[1]) for layer, share in shares.items()}
+                trace.add(float(t), {layer: share.unflatten(1, sizes[layer]) for layer, share in shares.items()})
             if subject_cfg is None:
                 guided = uncond + cfg * (moa - uncond)
             else:
