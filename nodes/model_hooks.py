@@ -167,8 +167,8 @@ def missing_subjects(subjects: Sequence[Subject], prompts: list[BoundPrompt | No
     known = [prompt for prompt in prompts if prompt is not None]
     if subjects and not known:
         return [
-            "MoA: no subject will appear, because no positive prompt was encoded with MoA Patch Model's CLIP. "
-            "Connect that CLIP to the CLIPTextEncode of the positive prompt."
+            "MoA: no subject will appear, because no positive prompt carries what MoA Patch Model's CLIP noted. "
+            "Connect it to the positive prompt's CLIPTextEncode; an encoder with a conditioning of its own drops it."
         ]
     bound = {id(binding.subject) for prompt in known for binding in prompt.bindings}
     quoted = " and ".join(dict.fromkeys(f"'{prompt.prompt}'" for prompt in known))

@@ -13,7 +13,7 @@ def test_maps_are_means_over_the_steps_of_a_bin():
     trace = Trace((4, 6))
     layer = (BLOCKS[2], "attn2")
     for timestep, value in ((990.0, 0.2), (910.0, 0.4), (10.0, 1.0)):
-        trace.add(timestep, {layer: torch.full((2, 24), value)})
+        trace.add(timestep, {layer: torch.full((2, 4, 6), value)})
     assert trace.timesteps == [(900, 1000), (0, 100)]
     maps = trace.maps(layer)
     assert maps.shape == (2, 2, 4, 6)
@@ -23,7 +23,7 @@ def test_maps_are_means_over_the_steps_of_a_bin():
 def test_a_trace_does_not_grow_with_the_steps():
     trace = Trace((4, 4))
     for timestep in range(999, -1, -1):
-        trace.add(float(timestep), {(BLOCKS[0], "attn1"): torch.rand(1, 16)})
+        trace.add(float(timestep), {(BLOCKS[0], "attn1"): torch.rand(1, 4, 4)})
     assert len(trace.timesteps) == BINS
 
 
@@ -39,11 +39,33 @@ def test_the_subject_area_is_read_off_the_routed_blocks_at_latent_size():
     trace = Trace((5, 7))
     shares = {}
     for number, block in enumerate(BLOCKS):
-        pixels = 35 if number in (0, 2) else 3 * 4  # 5x7, or half of it rounded up
-        shares[block, "attn1"] = torch.full((1, pixels), 0.5 if block in BLOCKS[2:-3] else 0.0)
-    shares[BLOCKS[2], "attn1"][0, 0] = 1.0
+        size = (5, 7) if number in (0, 2) else (3, 4)
+        shares[block, "attn1"] = torch.full((1, *size), 0.5 if block in BLOCKS[2:-3] else 0.0)
+    shares[BLOCKS[2], "attn1"][0, 0, 0] = 1.0
     trace.add(500.0, shares)
     area = trace.subject_area()
     assert area.shape == (1, 5, 7)
     assert torch.allclose(area[0, -1, -1], torch.tensor(0.5))
     assert area[0, 0, 0] == pytest.approx(0.5 + 0.5 / 11)
+
+
+def test_a_layer_may_change_its_size_or_be_skipped():
+    """As with Deep Shrink, and with caches that skip blocks or the whole U-Net."""
+    trace, layer, other = Trace((4, 4)), (BLOCKS[2], "attn1"), (BLOCKS[3], "attn1")
+    trace.add(950.0, {})
+    assert not trace
+    trace.add(950.0, {layer: torch.full((1, 2, 3), 0.2), other: torch.full((1, 2, 2), 0.5)})
+    trace.add(940.0, {layer: torch.full((1, 4, 4), 0.4)})
+    trace.add(50.0, {layer: torch.full((1, 4, 4), 1.0)})
+    assert trace.layers == [layer, other]
+    assert torch.allclose(trace.maps(layer), torch.tensor([0.3, 1.0]).view(1, 2, 1, 1).expand(1, 2, 4, 4))
+    assert torch.allclose(trace.maps(other)[:, 0], torch.tensor(0.5)) and not trace.maps(other)[:, 1].any()
+    assert torch.allclose(trace.subject_area(), torch.tensor((0.65 + 0.5) / 2))
+
+
+def test_pictures_painted_in_turns_are_one_batch():
+    trace, layer = Trace((2, 2)), (BLOCKS[2], "attn2")
+    for pictures in ([0, 1], [1, 2]):
+        trace.add(500.0, {layer: torch.tensor(pictures).float().view(2, 1, 1).expand(2, 2, 2)}, pictures)
+    assert trace.maps(layer)[:, 0, 0, 0].tolist() == [0.0, 1.0, 2.0]
+    assert trace.subject_area().shape == (3, 2, 2)

@@ -30,6 +30,24 @@ def test_strength_0_and_outside_the_percents_change_not_one_bit(host, scene, moa
     assert not torch.allclose(host.sample(patched, bound, negative)["samples"], plain, atol=1e-2)
 
 
+@pytest.mark.parametrize("prompt", ["a house in paris", "a man and a man in paris"])
+def test_nothing_bound_changes_not_one_bit_and_the_visualizer_says_so(host, scene, moa, prompt):
+    model, clip, _, negative, subjects = scene
+    people = subjects if prompt == "a house in paris" else []
+    plain = host.sample(model, host.prompt(clip, prompt), negative, batch=2)
+    patched, patched_clip = host.patch(model, clip, moa, *people)
+    drawn = host.sample(patched, host.prompt(patched_clip, prompt), negative, batch=2)
+    assert torch.equal(drawn["samples"], plain["samples"])
+    image = torch.rand(2, 128, 128, 3)
+    picture, mask = host.run("MoARouterVisualizer", patched, drawn, image)
+    assert mask.shape == (2, 128, 128) and not mask.any()
+    assert picture.shape[0] == 2 and not torch.equal(picture[0], picture[1])  # each beside its own picture
+    run = patched.get_attachment("moa").runs[-1]
+    first, reason = host.module("nodes.router_visualizer").nothing_to_see(run)
+    assert "Nothing was bound" in first
+    assert "'a house in paris' does not hold the word 'man'" in reason if people else "No subject" in reason
+
+
 def test_the_unpatched_model_and_clip_stay_as_they_were(host, scene, moa):
     model, clip, positive, negative, subjects = scene
     before = host.sample(model, positive, negative)["samples"]

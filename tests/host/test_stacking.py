@@ -99,6 +99,29 @@ def test_lora_on_model_and_clip_in_either_order(host, loaded, moa, subjects):
     assert differ(run(after[0], patched[1]), run(*patched)) and differ(run(patched[0], after[1]), run(*patched))
 
 
+def test_a_lora_by_hooks_with_a_schedule(host, loaded, moa, subjects):
+    """The host then encodes the prompt once for every part of the schedule, and swaps weights while it samples."""
+    model, clip, _ = loaded
+    path = host.base / "models/loras/test.safetensors"
+    patched, bound_clip = host.patch(model, clip, moa, *subjects)
+    lora(host, model, clip, path)
+    keyframes = host.run("CreateHookKeyframe", strength_mult=0.2, start_percent=0.0)[0]
+    keyframes = host.run("CreateHookKeyframe", strength_mult=1.0, start_percent=0.5, prev_hook_kf=keyframes)[0]
+    hooks = host.run("CreateHookLora", lora_name=path.name, strength_model=1.0, strength_clip=1.0)[0]
+    hooks = host.run("SetHookKeyframes", hooks=hooks, hook_kf=keyframes)[0]
+
+    def run(model, clip, apply_to_conds=True):
+        hooked = host.run("SetClipHooks", clip=clip, apply_to_conds=apply_to_conds, schedule_clip=True, hooks=hooks)[0]
+        return host.sample(model, host.prompt(hooked, PROMPT), host.prompt(hooked, "bad"))["samples"]
+
+    both = run(patched, bound_clip)
+    assert differ(both, run(model, clip))
+    assert differ(
+        both, host.sample(patched, host.prompt(bound_clip, PROMPT), host.prompt(bound_clip, "bad"))["samples"]
+    )
+    assert differ(both, run(patched, bound_clip, False))
+
+
 def test_controlnet(host, loaded, moa, subjects):
     model, clip, _ = loaded
     net = controlnet(host, model, host.base / "models/controlnet/test.safetensors")
@@ -199,3 +222,90 @@ def test_guiders_of_sampler_custom(host, loaded, moa, subjects, name):
     assert differ(run(patched, bound, bound_negative), run(patched, plain, bound_negative))
     # Wherever the guider puts its negative prompt, nothing binds there.
     assert torch.equal(run(patched, bound, bound_negative), run(patched, bound, plain_negative))
+
+
+def test_a_word_in_an_appended_prompt_binds_and_counts_on(host, loaded, moa, subjects):
+    """ConditioningConcat keeps nothing of the appended prompt but its embedding."""
+    model, clip, _ = loaded
+    man, woman = subjects
+    other = host.subject(moa, 3)
+
+    def bindings(first, second, *people):
+        patched, bound_clip = host.patch(model, clip, moa, *people)
+        both = host.run("ConditioningConcat", host.prompt(bound_clip, first), host.prompt(bound_clip, second))[0]
+        return host.sample(patched, both, host.prompt(clip, "bad"))["samples"]
+
+    alone = bindings("paris at night", "a man with a hat", man)
+    assert differ(alone, bindings("paris at night", "a man with a hat", other))
+    assert differ(alone, bindings("paris at night", "a man with a hat", woman))  # her word is not there
+    # "a man ..., a man ...": the second subject takes the second one, though a prompt of its own begins there.
+    two = bindings("a man in paris", "a man with a hat", man, other)
+    assert differ(two, bindings("a man in paris", "a man with a hat", man, host.subject(moa, 4)))
+    assert differ(two, bindings("a man in paris", "a man with a hat", man))
+
+
+def window(host, model, length):
+    """Context windows of that many pictures side by side, without overlap."""
+    widgets = {"context_length": length, "context_overlap": 0, "context_schedule": "standard_static"}
+    others = {"context_stride": 1, "closed_loop": False, "fuse_method": "flat", "dim": 0, "freenoise": False}
+    return host.run("ContextWindowsManual", model=model, **widgets, **others)[0]
+
+
+def test_a_morph_in_context_windows_is_the_morph_in_one_batch(host, loaded, moa):
+    model, clip, _ = loaded
+    morph = host.run("MoASubjectInterpolate", host.subject(moa, 1), host.subject(moa, 2), 0.5, 8, "linear")[0]
+    patched, bound_clip = host.patch(model, clip, moa, morph)
+    positive, negative = host.prompt(bound_clip, "a man"), host.prompt(clip, "bad")
+    windowed = window(host, patched, 4)
+    together = host.sample(patched, positive, negative, batch=8)
+    apart = host.sample(windowed, positive, negative, batch=8)
+    assert (together["samples"] - apart["samples"]).abs().max() < 1e-4 * together["samples"].abs().max()
+    areas = [host.run("MoARouterVisualizer", m, latent) for m, latent in ((patched, together), (windowed, apart))]
+    assert areas[0][0].shape == areas[1][0].shape and (areas[0][0] - areas[1][0]).abs().max() < 0.05
+    assert torch.equal(areas[0][1], areas[1][1])
+
+
+@pytest.mark.parametrize("factor", [1.5, 2.0])
+def test_the_visualizer_after_deep_shrink(host, loaded, moa, subjects, factor):
+    """Its layers have sizes of their own, and others after the first part of the sampling."""
+    model, clip, _ = loaded
+    patched, bound_clip = host.patch(model, clip, moa, *subjects)
+    widgets = [1, factor, 0.0, 0.5, True, "bicubic", "bicubic"]
+    shrunk = host.run("PatchModelAddDownscale", patched, *widgets)[0]
+    positive, negative = host.prompt(bound_clip, PROMPT), host.prompt(bound_clip, "bad")
+    latent = {"samples": torch.zeros(1, 4, 24, 18)}
+    drawn = host.sample(shrunk, positive, negative, latent=latent)
+    assert differ(drawn["samples"], host.sample(patched, positive, negative, latent=latent)["samples"])
+    assert host.run("MoARouterVisualizer", shrunk, drawn)[1].shape == (1, 192, 144)
+
+
+def test_steps_that_a_cache_skips_leave_no_trace(host, loaded, moa, subjects):
+    model, clip, _ = loaded
+    patched, bound_clip = host.patch(model, clip, moa, *subjects)
+    positive, negative = host.prompt(bound_clip, PROMPT), host.prompt(bound_clip, "bad")
+    cached = host.run("EasyCache", patched, 1e9, 0.0, 1.0, False)[0]  # skips whatever it can
+    drawn = host.sample(cached, positive, negative, steps=6)
+    assert differ(drawn["samples"], host.sample(patched, positive, negative, steps=6)["samples"])
+    picture, mask = host.run("MoARouterVisualizer", cached, drawn)
+    assert picture.shape[0] == 1 and mask.shape == (1, 128, 128)
+
+
+def test_a_compiled_model(host, loaded, moa, subjects):
+    """In a server that has already sampled the plain checkpoint compiled, and so holds graphs without MoA."""
+    from torch._dynamo.utils import counters
+
+    model, clip, _ = loaded
+    backend = "eager"  # dynamo as with inductor, without a compiler's minutes
+    patched, bound_clip = host.patch(model, clip, moa, *subjects)
+    positive, negative = host.prompt(bound_clip, PROMPT), host.prompt(bound_clip, "bad")
+    nobody = host.prompt(bound_clip, "a house")
+    expected = host.sample(patched, positive, negative)["samples"]
+    compiled = host.run("TorchCompileModel", model, backend)[0]
+    plain = host.sample(compiled, nobody, negative)["samples"]
+    for both in (host.run("TorchCompileModel", patched, backend)[0], host.patch(compiled, clip, moa, *subjects)[0]):
+        assert (host.sample(both, positive, negative)["samples"] - expected).abs().max() < 1e-3 * expected.abs().max()
+        graphs = dict(counters["stats"])
+        host.sample(both, positive, negative, steps=20)
+        assert counters["stats"] == graphs  # no step was compiled anew
+        assert torch.equal(host.sample(both, nobody, negative)["samples"], plain)
+    assert counters["stats"]["unique_graphs"] > 0
