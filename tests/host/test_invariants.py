@@ -43,9 +43,9 @@ def test_nothing_bound_changes_not_one_bit_and_the_visualizer_says_so(host, scen
     assert mask.shape == (2, 128, 128) and not mask.any()
     assert picture.shape[0] == 2 and not torch.equal(picture[0], picture[1])  # each beside its own picture
     run = patched.get_attachment("moa").runs[-1]
-    first, reason = host.module("nodes.router_visualizer").nothing_to_see(run)
+    first, *reasons = host.module("nodes.router_visualizer").nothing_to_see(run)
     assert "Nothing was bound" in first
-    assert "'a house in paris' does not hold the word 'man'" in reason if people else "No subject" in reason
+    assert "'a house in paris' does not hold the word 'man'" in reasons[0] if people else "No subject" in reasons[0]
 
 
 def test_the_unpatched_model_and_clip_stay_as_they_were(host, scene, moa):
