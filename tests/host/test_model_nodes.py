@@ -6,12 +6,13 @@ from test_stacking import PROMPT, differ
 WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
 NOT_HERE = {"TorchCompileModel"}  # has a test of its own
 
-# What a node needs in order to act: a tile is 32 latents, a window 16 pictures, a cache skips no early step.
+SCENE = {"pictures": 1, "height": 16, "width": 16, "steps": 3}
+# What a node needs in order to act: a tile is 32 latents wide, a window 16 pictures long, a cache skips no early step.
 SCENES = {
-    "HyperTile": {"size": 64, "steps": 2},
-    "ContextWindowsManual": {"batch": 20, "size": 8, "steps": 2},
-    "EasyCache": {"steps": 10},
-    "LazyCache": {"steps": 10},
+    "HyperTile": SCENE | {"height": 8, "width": 64},
+    "ContextWindowsManual": SCENE | {"pictures": 20, "height": 8, "width": 8},
+    "EasyCache": SCENE | {"steps": 10},
+    "LazyCache": SCENE | {"steps": 10},
 }
 MUST_ACT = (
     *SCENES, "FreeU", "FreeU_V2", "PatchModelAddDownscale", "PerturbedAttentionGuidance", "RescaleCFG",
@@ -50,7 +51,9 @@ def test_every_model_node_acts_beside_moa_and_moa_beside_it(host, loaded, moa):
 
     def sample(model, name):
         torch.manual_seed(0)  # some draw from the global generator
-        return host.sample(model, positive, negative, **SCENES.get(name, {}))["samples"]
+        pictures, height, width, steps = SCENES.get(name, SCENE).values()
+        latent = {"samples": torch.zeros(pictures, 4, height, width)}
+        return host.sample(model, positive, negative, steps=steps, latent=latent)["samples"]
 
     without = {}
     acted, elsewhere, wrong = [], [], []
@@ -65,7 +68,7 @@ def test_every_model_node_acts_beside_moa_and_moa_beside_it(host, loaded, moa):
         except Exception:  # made for another kind of model
             elsewhere.append(name)
             continue
-        key = tuple(SCENES.get(name, {}).items())
+        key = tuple(SCENES.get(name, SCENE).values())
         if key not in without:
             without[key] = sample(model, name), sample(patched, name)
         plain, moa_alone = without[key]
