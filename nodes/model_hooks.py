@@ -149,8 +149,18 @@ class MoAHooks:
         if not call.complete():
             call, out = once(None)
         if tuple(x.shape[-2:]) == run.trace.latent_shape:  # whole pictures, no areas of them
-            _record(run.trace, timestep, rows, len(transformer_options["cond_or_uncond"]), call)
+            self._record(run.trace, timestep, rows, len(transformer_options["cond_or_uncond"]), call)
         return out
+
+    @staticmethod
+    def _record(trace: Trace, timestep: float, rows: Rows, prompts: int, call: SizedCall) -> None:
+        """Keep the shares of the rows under positive prompts; each prompt of a call has the same pictures."""
+        pictures = len(rows.rows) // prompts
+        for start in range(0, len(rows.rows), pictures):
+            block = rows.rows[start : start + pictures]
+            if block[0].positive:
+                maps = {layer: share[start : start + pictures] for layer, share in call.maps().items()}
+                trace.add(timestep, maps, [row.picture for row in block])
 
 
 def _bindings(name: str, conditioning: dict, pictures: int) -> CONDBindings:
@@ -209,13 +219,3 @@ def _with_patches(transformer_options: dict, call: SizedCall) -> dict:
         patches[before] = [hold(attention), *patches.get(before, [])]
         patches[after] = [*patches.get(after, []), mix(attention)]
     return {**transformer_options, "patches": patches}
-
-
-def _record(trace: Trace, timestep: float, rows: Rows, prompts: int, call: SizedCall) -> None:
-    """Keep the shares of the rows under positive prompts; a call holds the same pictures for each of its prompts."""
-    pictures = len(rows.rows) // prompts
-    for start in range(0, len(rows.rows), pictures):
-        block = rows.rows[start : start + pictures]
-        if block[0].positive:
-            maps = {layer: share[start : start + pictures] for layer, share in call.maps().items()}
-            trace.add(timestep, maps, [row.picture for row in block])

@@ -29,6 +29,7 @@ TOY = UNET | {
     "model_channels": 64, "num_res_blocks": [1, 1], "channel_mult": [1, 2], "num_heads": 2, "context_dim": 64,
     "transformer_depth": [1, 1], "transformer_depth_output": [1, 1, 1, 1],
 }  # fmt: skip
+FEATURES = 64
 SHAPES = {"toy": (TOY, 128), "sd15": (UNET, 512)}
 """U-Net configuration, and the side of its pictures in pixels."""
 
@@ -52,7 +53,7 @@ def bench(host, shape: str, areas: list[float], rounds: int) -> None:
     for area in areas:
         for sparse in (False, True):
             variants[f"{'sparse' if sparse else 'dense'} {area:.0%}"] = patched(host, model, moa, area, sparse)
-    step = {name: one_step(variant, config["context_dim"], pixels // 8) for name, variant in variants.items()}
+    step = {name: one_step(host, variant, config["context_dim"], pixels // 8) for name, variant in variants.items()}
     times: dict[str, list[float]] = {name: [] for name in variants}
     memory: dict[str, float] = {}
     recording: list[float] = []
@@ -91,7 +92,7 @@ def make_models(host, config: dict):
     names = UNetModel(**config, device="meta").state_dict()
     weights = {f"model.diffusion_model.{name}": weight for name, weight in random_weights(names).items()}
     encoder = {"image_size": 32, "patch_size": 16, "hidden_size": 32, "num_attention_heads": 2, "num_hidden_layers": 1,
-               "intermediate_size": 64, "projection_dim": 64}  # fmt: skip
+               "intermediate_size": 64, "projection_dim": FEATURES}  # fmt: skip
     moa_config = moa_module.MoAConfig.for_unet(weights, heads=config["num_heads"], image_encoder=encoder)
     device = mm.get_torch_device()
     dtype = mm.unet_dtype(device)
@@ -128,12 +129,19 @@ def choose(share: torch.Tensor, area: float) -> torch.Tensor:
     return share
 
 
-def one_step(model, text_dim: int, side: int):
+def bound_prompt(host):
+    """What a MoA's CLIP would note of a prompt that holds a subject's word: without one MoA does not act."""
+    binding, notes = host.module("moa_core.binding"), host.module("nodes.clip_binding")
+    subject = host.module("moa_core.subject").Subject(torch.randn(1, FEATURES), "man", "man")
+    return {notes.BOUND_PROMPT: notes.NotedPrompt("man", (binding.Binding(1, subject),), chunks=([],))}
+
+
+def one_step(host, model, text_dim: int, side: int):
     """A function that runs one step at guidance scale 7: positive and negative in one U-Net call."""
     import comfy.sample
     import comfy.samplers
 
-    positive, negative = ([[torch.randn(1, 77, text_dim), {}]] for _ in range(2))
+    positive, negative = ([[torch.randn(1, 77, text_dim), note]] for note in (bound_prompt(host), {}))
     latent = torch.zeros(1, 4, side, side)
     noise = comfy.sample.prepare_noise(latent, 0)
     sigmas = model.get_model_object("model_sampling").sigmas[[500, 0]]
