@@ -166,8 +166,8 @@ class MoAHooks:
 def _bindings(name: str, conditioning: dict, pictures: int) -> CONDBindings:
     """What one of the guider's conditionings binds; nothing in the negative ones."""
     positive, text = "negative" not in name, conditioning.get("cross_attn")
-    prompt: NotedPrompt | None = conditioning.get(BOUND_PROMPT) if positive else None
-    if prompt is not None and text is not None:
+    prompt: BoundPrompt | None = conditioning.get(BOUND_PROMPT) if positive else None
+    if isinstance(prompt, NotedPrompt) and text is not None:
         prompt = prompt.grown_to(text)
     return CONDBindings.of_batch(pictures, prompt, text.shape[1] if text is not None else 1, positive)
 

@@ -133,7 +133,7 @@ def bound_prompt(host):
     """What a MoA's CLIP would note of a prompt that holds a subject's word: without one MoA does not act."""
     binding, notes = host.module("moa_core.binding"), host.module("nodes.clip_binding")
     subject = host.module("moa_core.subject").Subject(torch.randn(1, FEATURES), "man", "man")
-    return {notes.BOUND_PROMPT: notes.NotedPrompt("man", (binding.Binding(1, subject),), chunks=([],))}
+    return {notes.BOUND_PROMPT: binding.BoundPrompt("man", (binding.Binding(1, subject),))}
 
 
 def one_step(host, model, text_dim: int, side: int):

@@ -14,9 +14,9 @@ SCENES = {
     "EasyCache": SCENE | {"steps": 10},
     "LazyCache": SCENE | {"steps": 10},
 }
-MUST_ACT = (
-    *SCENES, "FreeU", "FreeU_V2", "PatchModelAddDownscale", "PerturbedAttentionGuidance", "RescaleCFG",
-    "SelfAttentionGuidance", "TomePatchModel",
+MUST_ACT = (  # windows side by side change nothing where nothing moves; test_stacking.py sees that they are there
+    "EasyCache", "FreeU", "FreeU_V2", "HyperTile", "LazyCache", "PatchModelAddDownscale",
+    "PerturbedAttentionGuidance", "RescaleCFG", "SelfAttentionGuidance", "TomePatchModel",
 )  # fmt: skip
 
 

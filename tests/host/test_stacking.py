@@ -244,21 +244,30 @@ def test_a_word_in_an_appended_prompt_binds_and_counts_on(host, loaded, moa, sub
     assert differ(two, bindings("a man in paris", "a man with a hat", man))
 
 
-def window(host, model, length):
-    """Context windows of that many pictures side by side, without overlap."""
-    widgets = {"context_length": length, "context_overlap": 0, "context_schedule": "standard_static"}
+def window(host, model, length, overlap):
+    """Context windows of that many pictures."""
+    widgets = {"context_length": length, "context_overlap": overlap, "context_schedule": "standard_static"}
     others = {"context_stride": 1, "closed_loop": False, "fuse_method": "flat", "dim": 0, "freenoise": False}
     return host.run("ContextWindowsManual", model=model, **widgets, **others)[0]
 
 
-def test_a_morph_in_context_windows_is_the_morph_in_one_batch(host, loaded, moa):
+@pytest.mark.parametrize("overlap", [0, 2])
+def test_a_morph_in_context_windows_is_the_morph_in_one_batch(host, loaded, moa, monkeypatch, overlap):
     model, clip, _ = loaded
     morph = host.run("MoASubjectInterpolate", host.subject(moa, 1), host.subject(moa, 2), 0.5, 8, "linear")[0]
     patched, bound_clip = host.patch(model, clip, moa, morph)
     positive, negative = host.prompt(bound_clip, "a man"), host.prompt(clip, "bad")
-    windowed = window(host, patched, 4)
+    windowed = window(host, patched, 4, overlap)
     together = host.sample(patched, positive, negative, batch=8)
+    calls, real = [], type(model.model).apply_model
+
+    def counted(self, x, *args, **kwargs):
+        calls.append(len(x))
+        return real(self, x, *args, **kwargs)
+
+    monkeypatch.setattr(type(model.model), "apply_model", counted)
     apart = host.sample(windowed, positive, negative, batch=8)
+    assert max(calls) < 16  # positive and negative of eight pictures
     assert (together["samples"] - apart["samples"]).abs().max() < 1e-4 * together["samples"].abs().max()
     areas = [host.run("MoARouterVisualizer", m, latent) for m, latent in ((patched, together), (windowed, apart))]
     assert areas[0][0].shape == areas[1][0].shape and (areas[0][0] - areas[1][0]).abs().max() < 0.05
