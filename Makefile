@@ -5,7 +5,7 @@ RUN := $(VENV)/bin/python
 # ComfyUI imports torchaudio; the newest torch and the last torchaudio refuse each other. This set works with both.
 TORCH := torch==2.11.0 torchvision==0.26.0 torchaudio==2.11.0
 
-.PHONY: test demo lint bench setup toy-base toy-moa toy-judges
+.PHONY: test demo lint bench soak setup toy-base toy-moa toy-judges
 
 test: setup
 	$(RUN) -m pytest
@@ -20,6 +20,9 @@ lint: setup
 
 bench: setup
 	$(RUN) -m tests.bench
+
+soak: setup
+	$(RUN) -m pytest -m slow -s
 
 # The toy models from scratch, as the shipped ones were made (models/*/*.md); each part goes on where it was stopped.
 TOY := $(RUN) -m training.toy

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
+
+Attend = Callable[[Tensor, Tensor, Tensor, int], Tensor]
+"""Multi-head attention: q [B, K, C], k and v [B, T, C], number of heads -> [B, K, C]; each host has its own."""
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+    """torch's."""
+    q, k, v = (rearrange(x, "b n (heads d) -> b heads n d", heads=heads) for x in (q, k, v))
+    return rearrange(F.scaled_dot_product_attention(q, k, v), "b heads n d -> b n (heads d)")
 
 
 class Expert(nn.Module):
@@ -24,12 +34,9 @@ class Expert(nn.Module):
         self.to_v = operations.Linear(context_dim, dim, bias=False, **factory)
         self.to_out = nn.ModuleList([operations.Linear(dim, dim, **factory)])
 
-    def forward(self, h: Tensor, context: Tensor) -> Tensor:
-        """h [B, N, C] asks, context [B, T, D] answers -> [B, N, C]."""
-        q, k, v = self.to_q(h), self.to_k(context), self.to_v(context)
-        q, k, v = (rearrange(x, "b n (heads d) -> b heads n d", heads=self.heads) for x in (q, k, v))
-        out = F.scaled_dot_product_attention(q, k, v)
-        return self.to_out[0](rearrange(out, "b heads n d -> b n (heads d)"))
+    def forward(self, h: Tensor, context: Tensor, attend: Attend = attend) -> Tensor:
+        """h [B, N, C] asks, context [B, T, D] answers -> [B, N, C]; attend: the host's."""
+        return self.to_out[0](attend(self.to_q(h), self.to_k(context), self.to_v(context), self.heads))
 
     def attention_to(self, h: Tensor, context: Tensor) -> Tensor:
         """Attention weights, averaged over heads: h [B, N, C], context [B, T, D] -> [B, N, T].

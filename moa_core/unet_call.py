@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from .address import Address
+from .expert import Attend, attend
 from .moa import Mixture
-from .moa_layer import SparsePlan
+from .subject_area import RowsArea
 
 
 @dataclass
@@ -36,8 +37,8 @@ class BoundTokens:
 class UNetCall:
     """context [B, T, D] and timestep [B] are the U-Net's own inputs of this call.
 
-    strength multiplies the expert's share. sparse: None routes densely, True reads the number of chosen
-    pixels at every layer (right on a CPU), a SparsePlan foretells it (right on an accelerator).
+    strength multiplies the expert's share. area: where its rows may ask the expert (sparse routing); None is
+    everywhere. attend: the host's attention.
     """
 
     def __init__(
@@ -47,43 +48,47 @@ class UNetCall:
         timestep: Tensor,
         bound: BoundTokens | None = None,
         strength: float = 1.0,
-        sparse: SparsePlan | bool | None = None,
+        area: RowsArea | None = None,
+        attend: Attend = attend,
     ):
-        self.mixture, self.context, self.strength, self.sparse = mixture, context, strength, sparse
+        self.mixture, self.context, self.strength, self.area, self.attend = mixture, context, strength, area, attend
         self.shares: dict[tuple[Address, str], Tensor] = {}
-        """The expert's share [B, N] of every layer met so far."""
-        self._chosen: dict[tuple, Tensor] = {}
+        """The expert's share [B, h, w] of every layer met so far."""
+        self.wanted: dict[tuple[Address, str], Tensor] = {}
+        """The share that the routers wanted: not 0 outside the area."""
+        self.pixels, self.asked = 0, 0
+        """Pixels of all layers met so far, and those of them that went through the expert."""
+        self.bound = None
+        """The bound tokens, on the context's device."""
         self._prompts: dict[Address, Tensor] = {}
         if bound is not None:
             rows, positions = bound.rows.to(context.device), bound.positions.to(context.device)
-            features = bound.features.to(context)
+            self.bound = BoundTokens(rows, positions, bound.features.to(context))
             text = context[rows, positions]  # [K, D]
-            replaced = mixture.subject_prompt(features, text, timestep.to(context.device)[rows])  # [L, K, D]
-            self._where = (rows, positions)
+            steps = timestep.to(context.device)[rows]
+            replaced = mixture.subject_prompt(self.bound.features, text, steps)  # [L, K, D]
             self._prompts = dict(zip(mixture.config.blocks, replaced, strict=True))
 
     def subject_prompt(self, address: Address) -> Tensor:
         """The context of one block's cross-attention [B, T, D], bound tokens replaced."""
-        if address not in self._prompts:
+        if self.bound is None:
             return self.context
-        return self.context.index_put(self._where, self._prompts[address])
+        return self.context.index_put((self.bound.rows, self.bound.positions), self._prompts[address])
 
-    def mix(self, address: Address, attention: str, h: Tensor, prior: Tensor) -> Tensor:
-        """h: what entered the attention; prior: what the host made of it; both [B, N, C]. Returns the mixture."""
+    def mix(self, address: Address, attention: str, h: Tensor, prior: Tensor, size: tuple[int, int]) -> Tensor:
+        """h: what entered the attention; prior: what the host made of it; both [B, N, C]. Returns the mixture.
+
+        size: the layer's (height, width).
+        """
         layer = self.mixture.layer(address, attention)
         context = self.subject_prompt(address) if attention == "attn2" else None
-        if self.sparse is None:
-            mixed = layer.dense(h, prior, context, self.strength)
-        elif self.sparse is True:
-            mixed = layer.sparse(h, prior, context, self.strength)
+        pixels = self.area and self.area.pixels(size)
+        if pixels is None:
+            mixed = layer.dense(h, prior, context, self.strength, self.attend)
         else:
-            place = (address, attention, h.shape[1])
-            capacity = self.sparse.capacity(place, h.shape[1])
-            mixed = layer.sparse(h, prior, context, self.strength, capacity)
-            self._chosen[place] = mixed.chosen
-        self.shares[address, attention] = mixed.share
+            mixed = layer.sparse(h, prior, pixels, context, self.strength, self.attend)
+        self.pixels += prior.shape[0] * prior.shape[1]
+        self.asked += prior.shape[0] * (prior.shape[1] if pixels is None else pixels.index.shape[1])
+        self.shares[address, attention] = mixed.share.unflatten(1, size)
+        self.wanted[address, attention] = mixed.wanted.unflatten(1, size)
         return mixed.out
-
-    def complete(self) -> bool:
-        """After the call: False when a SparsePlan foretold too few pixels, and it must be run again, densely."""
-        return not isinstance(self.sparse, SparsePlan) or self.sparse.settle(self._chosen)

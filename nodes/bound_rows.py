@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..moa_core.binding import BoundPrompt
+from ..moa_core.subject_area import View
 from ..moa_core.unet_call import BoundTokens
 
 MODEL_COND = "moa_rows"
@@ -31,6 +32,12 @@ class Row:
     """Index of the picture in the whole latent batch."""
     positive: bool
     """Whether the row is under a positive prompt."""
+    box: tuple[int, int, int, int] | None = None
+    """(top, left, height, width) in latent pixels of what the row shows; None: the whole picture."""
+
+    @property
+    def view(self) -> View:
+        return View(self.picture, self.box)
 
 
 @dataclass(frozen=True)
@@ -70,9 +77,10 @@ class CONDBindings(comfy.conds.CONDRegular):
     def _copy_with(self, cond: Tensor) -> CONDBindings:
         return CONDBindings(cond, self.prompt, self.tokens, self.positive)
 
-    def process_cond(self, batch_size: int, **kwargs) -> CONDRows:
+    def process_cond(self, batch_size: int, area: list[int] | None = None, **kwargs) -> CONDRows:
         pictures = comfy.utils.repeat_to_batch_size(self.cond, batch_size).flatten().tolist()
-        return CONDRows(Rows(tuple(Row(self.prompt, self.tokens, picture, self.positive) for picture in pictures)))
+        box = None if area is None else (*area[2:], *area[:2])  # the host's is (height, width, top, left)
+        return CONDRows(Rows(tuple(Row(self.prompt, self.tokens, n, self.positive, box) for n in pictures)))
 
 
 class CONDRows(comfy.conds.CONDRegular):

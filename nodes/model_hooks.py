@@ -9,15 +9,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from comfy.ldm.modules import attention as host_attention
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ..moa_core.address import Address
 from ..moa_core.binding import BoundPrompt
+from ..moa_core.expert import Attend
 from ..moa_core.moa import ATTENTIONS, Mixture
-from ..moa_core.moa_layer import SparsePlan
 from ..moa_core.subject import Subject
+from ..moa_core.subject_area import SubjectArea
 from ..moa_core.trace import Trace
 from ..moa_core.unet_call import UNetCall
 from .bound_rows import MODEL_COND, CONDBindings, Rows
@@ -34,19 +36,8 @@ class Run:
     start_sigma: float
     end_sigma: float
     trace: Trace
-    plan: SparsePlan
-
-
-class SizedCall(UNetCall):
-    """A U-Net call that knows every layer's (h, w), which others may change on the way (Deep Shrink)."""
-
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.sizes: dict[tuple[Address, str], tuple[int, int]] = {}
-
-    def maps(self) -> dict[tuple[Address, str], Tensor]:
-        """The expert's share of every layer met, [B, h, w]."""
-        return {layer: share.unflatten(1, self.sizes[layer]) for layer, share in self.shares.items()}
+    area: SubjectArea | None
+    """None: dense routing."""
 
 
 @dataclass
@@ -92,8 +83,11 @@ class MoAHooks:
         model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, self.sample)
         model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, KEY, self.call_unet)
 
-    def sample(self, executor, noise, *args, **kwargs):
-        """Around one sampling run; without a subject in any positive prompt it is the plain checkpoint's."""
+    def sample(self, executor, noise, latent_image, sampler, sigmas, *args, **kwargs):
+        """Around one sampling run: noise [B, 4, h, w], sigmas [steps + 1].
+
+        Without a subject in any positive prompt it is the plain checkpoint's.
+        """
         guider = executor.class_obj
         bindings = [_bindings(name, c, len(noise)) for name, conds in guider.conds.items() for c in conds]
         positives = [binding.prompt for binding in bindings if binding.positive]
@@ -105,15 +99,13 @@ class MoAHooks:
             for conditioning, binding in zip(itertools.chain(*guider.conds.values()), bindings, strict=True):
                 conditioning["model_conds"] = {**conditioning["model_conds"], MODEL_COND: binding}
         sampling = guider.model_patcher.get_model_object("model_sampling")
-        run = Run(
-            float(sampling.percent_to_sigma(self.start_percent)),
-            float(sampling.percent_to_sigma(self.end_percent)),
-            Trace(tuple(noise.shape[-2:])),
-            SparsePlan(),
-        )
+        start, end = (float(sampling.percent_to_sigma(p)) for p in (self.start_percent, self.end_percent))
+        size = tuple(noise.shape[-2:])
+        levels = [sigma for sigma in sigmas[:-1].tolist() if end <= sigma <= start]
+        run = Run(start, end, Trace(size), SubjectArea(len(noise), size, levels) if self.sparse else None)
         outer, self._run = self._run, run
         try:
-            samples = executor(noise, *args, **kwargs)
+            samples = executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
         finally:
             self._run = outer
         run.trace.to_cpu()
@@ -136,30 +128,31 @@ class MoAHooks:
         """
         rows: Rows = kwargs.pop(MODEL_COND)
         run = self._run
-        if run is None or not run.end_sigma <= float(transformer_options["sigmas"][0]) <= run.start_sigma:
+        if run is None or not run.end_sigma <= (sigma := float(transformer_options["sigmas"][0])) <= run.start_sigma:
             return executor(x, timesteps, context, y, control, transformer_options, **kwargs)
         timestep = float(timesteps[0])  # before the U-Net is queued: afterwards it would wait for it
 
-        def once(sparse: SparsePlan | bool | None) -> tuple[SizedCall, Tensor]:
-            call = SizedCall(self.mixture, context, timesteps, rows.bound_tokens(context), self.strength, sparse)
-            return call, executor(x, timesteps, context, y, control, _with_patches(transformer_options, call), **kwargs)
-
-        # Reading a number off a CPU is free; off an accelerator it would stall every layer.
-        call, out = once((True if x.device.type == "cpu" else run.plan) if self.sparse else None)
-        if not call.complete():
-            call, out = once(None)
+        area = run.area and run.area.at(sigma, [row.view for row in rows.rows], x)
+        options = dict(transformer_options)
+        call = UNetCall(
+            self.mixture, context, timesteps, rows.bound_tokens(context), self.strength, area, _attention(options)
+        )
+        options["patches"] = _with_patches(options.get("patches", {}), call)
+        out = executor(x, timesteps, context, y, control, options, **kwargs)
         if tuple(x.shape[-2:]) == run.trace.latent_shape:  # whole pictures, no areas of them
             self._record(run.trace, timestep, rows, len(transformer_options["cond_or_uncond"]), call)
+        if run.area:
+            run.area.add(call.wanted, {n: row.view for n, row in enumerate(rows.rows) if row.positive}, x)
         return out
 
     @staticmethod
-    def _record(trace: Trace, timestep: float, rows: Rows, prompts: int, call: SizedCall) -> None:
+    def _record(trace: Trace, timestep: float, rows: Rows, prompts: int, call: UNetCall) -> None:
         """Keep the shares of the rows under positive prompts; each prompt of a call has the same pictures."""
         pictures = len(rows.rows) // prompts
         for start in range(0, len(rows.rows), pictures):
             block = rows.rows[start : start + pictures]
             if block[0].positive:
-                maps = {layer: share[start : start + pictures] for layer, share in call.maps().items()}
+                maps = {layer: share[start : start + pictures] for layer, share in call.shares.items()}
                 trace.add(timestep, maps, [row.picture for row in block])
 
 
@@ -193,9 +186,18 @@ def missing_subjects(subjects: Sequence[Subject], prompts: list[BoundPrompt | No
     return sentences
 
 
-def _with_patches(transformer_options: dict, call: SizedCall) -> dict:
-    """The options of one U-Net call with its attention patches: first in, last out."""
-    patches = dict(transformer_options.get("patches", {}))
+def _attention(transformer_options: dict) -> Attend:
+    """The attention of the host's own layers, with whatever another node has put in its place."""
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+        return host_attention.optimized_attention(q, k, v, heads, transformer_options=transformer_options)
+
+    return attend
+
+
+def _with_patches(patches: dict, call: UNetCall) -> dict:
+    """The attention patches of one U-Net call with ours: first in, last out."""
+    patches = dict(patches)
     held: dict[str, Tensor] = {}
 
     def hold(attention: str):
@@ -209,8 +211,8 @@ def _with_patches(transformer_options: dict, call: SizedCall) -> dict:
         def after(prior, extra_options):
             kind, number = extra_options["block"]
             address = Address(kind, number, extra_options["block_index"])
-            call.sizes[address, attention] = tuple(extra_options["activations_shape"][-2:])
-            return call.mix(address, attention, held.pop(attention), prior)
+            size = tuple(extra_options["activations_shape"][-2:])  # its own: others may change it (Deep Shrink)
+            return call.mix(address, attention, held.pop(attention), prior, size)
 
         return after
 
@@ -218,4 +220,4 @@ def _with_patches(transformer_options: dict, call: SizedCall) -> dict:
         before, after = f"{attention}_patch", f"{attention}_output_patch"
         patches[before] = [hold(attention), *patches.get(before, [])]
         patches[after] = [*patches.get(after, []), mix(attention)]
-    return {**transformer_options, "patches": patches}
+    return patches

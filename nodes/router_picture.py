@@ -61,20 +61,6 @@ def draw_sentences(sentences: list[str], image: Tensor | None) -> Tensor:
     return torch.from_numpy(np.asarray(canvas).astype(np.float32) / 255.0)
 
 
-def two_classes(area: Tensor) -> Tensor:
-    """A mask [H, W] of 0 and 1 from shares in 0..1, cut where two classes differ most (Otsu)."""
-    values = area.clamp(0.0, 1.0)
-    if float(values.max() - values.min()) < 0.05:  # one class only: all or nothing
-        return torch.full_like(values, float(values.mean() > 0.75))
-    counts = torch.histc(values, 256, 0.0, 1.0)
-    centres = (torch.arange(256) + 0.5) / 256
-    below = counts.cumsum(0)
-    above = below[-1] - below
-    sums = (counts * centres).cumsum(0)
-    between = below * above * (sums / below.clamp(min=1) - (sums[-1] - sums) / above.clamp(min=1)) ** 2
-    return (values > centres[between.argmax()]).float()
-
-
 def _overlay(area: Tensor, image: Tensor | None, side: int) -> Image.Image:
     """The area in colours, over the picture where there is one, in a square of that side."""
     heat = _paint(area)

@@ -1,8 +1,10 @@
 """What MoA costs in ComfyUI: step time and peak memory beside the base model's, and the cost of the trace.
 
-`make bench`, or: python -m tests.bench [--shapes toy sd15] [--areas 0.25] [--rounds 3]. One step is one U-Net
-call of two rows (positive and negative) through ComfyUI's own sampling, on the GPU when there is one. All
-variants of a shape are timed in turn, round after round, and the medians compared.
+`make bench`, or: python -m tests.bench [--shapes toy sd15] [--areas 0.25] [--rounds 3]. One step is one U-Net call of
+two rows (positive and negative) through ComfyUI's own sampling, on the GPU when there is one. A run has two steps, of
+which the second is timed: sparse routing cuts nothing in the first. Weights are random, but routers say what those of
+the shipped toy MoA say where its subjects are and elsewhere. Beside it, on the same U-Net in diffusers, IP-Adapter's
+attention for one picture. All variants of a shape are timed in turn, round after round, and the medians compared.
 """
 
 from __future__ import annotations
@@ -13,6 +15,8 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -22,16 +26,29 @@ sys.path[:0] = [str(HERE / "host"), str(HERE)]
 
 from comfy_host import start_host  # noqa: E402
 from real_size import UNET, random_weights  # noqa: E402
+from trained_shares import Kind, TrainedShares  # noqa: E402
 
 from training.comfyui import make_base_directory  # noqa: E402
+from training.host import sd15, toy_base  # noqa: E402
 
 TOY = UNET | {
     "model_channels": 64, "num_res_blocks": [1, 1], "channel_mult": [1, 2], "num_heads": 2, "context_dim": 64,
     "transformer_depth": [1, 1], "transformer_depth_output": [1, 1, 1, 1],
 }  # fmt: skip
-FEATURES = 64
-SHAPES = {"toy": (TOY, 128), "sd15": (UNET, 512)}
-"""U-Net configuration, and the side of its pictures in pixels."""
+SHAPES = {"toy": (TOY, 128, lambda: toy_base.random_toy().unet), "sd15": (UNET, 512, sd15.unet)}
+"""U-Net configuration, the side of its pictures in pixels, and the same U-Net in diffusers."""
+IMAGE_TOKENS = 4
+
+
+@dataclass
+class Step:
+    seconds: float
+    memory: float = 0.0
+    """MiB at its height, above what was there before (on a GPU: all that is allocated)."""
+    asked: float | None = None
+    """Part of all layers' pixels that went through the expert."""
+    recording: float = 0.0
+    """Seconds of it spent on recording the trace."""
 
 
 def main() -> None:
@@ -41,42 +58,36 @@ def main() -> None:
     parser.add_argument("--areas", type=float, nargs="+", default=[0.10, 0.25, 0.50], help="subject area, 0 to 1")
     options = parser.parse_args()
     host = start_host(make_base_directory(Path(tempfile.mkdtemp())), cpu=not torch.cuda.is_available())
+    shares = TrainedShares.of_shipped()
+    print(shares)
     with torch.inference_mode():
         for shape in options.shapes:
-            bench(host, shape, options.areas, options.rounds)
+            bench(host, shape, options.areas, options.rounds, shares)
 
 
-def bench(host, shape: str, areas: list[float], rounds: int) -> None:
-    config, pixels = SHAPES[shape]
-    model, moa = make_models(host, config)
-    variants = {"prior": model}
-    for area in areas:
-        for sparse in (False, True):
-            variants[f"{'sparse' if sparse else 'dense'} {area:.0%}"] = patched(host, model, moa, area, sparse)
-    step = {name: one_step(host, variant, config["context_dim"], pixels // 8) for name, variant in variants.items()}
-    times: dict[str, list[float]] = {name: [] for name in variants}
-    memory: dict[str, float] = {}
-    recording: list[float] = []
-    for round in range(rounds + 1):  # the first round warms up, and measures memory
-        for name in variants:
-            if round == 0:
-                memory[name] = peak_memory(step[name])
-                continue
-            with recording_time(host) as spent:
-                start = time.perf_counter()
-                step[name]()
-                synchronize()
-                times[name].append(time.perf_counter() - start)
-            print(f"{shape} round {round}: {name} {times[name][-1]:.2f} s", file=sys.stderr)
-            if name != "prior":
-                recording.append(spent[0] / times[name][-1])
-    prior = statistics.median(times["prior"])
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
-    print(f"\n{shape}, {pixels}x{pixels}, 2 rows, {device}, median of {rounds}")
-    print(f"{'':14}{'s/step':>10}{'ratio':>8}{'peak MiB':>10}")
-    for name, seconds in times.items():
-        median = statistics.median(seconds)
-        print(f"{name:14}{median:10.4f}{median / prior:8.2f}{memory[name]:10.0f}")
+def bench(host, shape: str, areas: list[float], rounds: int, shares: TrainedShares) -> None:
+    config, pixels, peer = SHAPES[shape]
+    model, mixture = make_models(host, config)
+    models = {"prior": model, "dense": patched(host, model, mixture, areas[0], False, shares)}
+    models |= {f"sparse {area:.0%}": patched(host, model, mixture, area, True, shares) for area in areas}
+    steps = {name: comfyui_step(host, one, config["context_dim"], pixels // 8) for name, one in models.items()}
+    device, dtype = model.load_device, model.model_dtype()
+    steps |= peer_steps(peer().eval().to(device, dtype), config["context_dim"], pixels // 8)
+    taken: dict[str, list[Step]] = {name: [] for name in steps}
+    for round in range(rounds + 1):  # the first round warms up
+        for name, step in steps.items():
+            taken[name].append(step())
+            print(f"{shape} round {round}: {name} {taken[name][-1].seconds:.2f} s", file=sys.stderr)
+
+    name = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
+    print(f"\n{shape}, {pixels}x{pixels}, 2 rows, {name}, {dtype}, median of {rounds}")
+    print(f"{'':20}{'s/step':>10}{'ratio':>8}{'peak MiB':>10}{'asked':>8}")
+    medians = {name: statistics.median(step.seconds for step in each[1:]) for name, each in taken.items()}
+    for name, seconds in medians.items():
+        ratio, last = seconds / medians["prior" if name in models else "diffusers"], taken[name][-1]
+        asked = "" if last.asked is None else f"{last.asked:.0%}"
+        print(f"{name:20}{seconds:10.4f}{ratio:8.2f}{last.memory:10.0f}{asked:>8}")
+    recording = [step.recording / step.seconds for name in models if name != "prior" for step in taken[name][1:]]
     print(f"recording the trace: {statistics.median(recording):.2%} of a step")
 
 
@@ -103,109 +114,153 @@ def make_models(host, config: dict):
     return model, CoreModelPatcher(mixture, load_device=device, offload_device=mm.unet_offload_device())
 
 
-def patched(host, model, mixture, area: float, sparse: bool):
-    """The model with a MoA whose routers choose that part of every layer, after doing all their work."""
+def patched(host, model, mixture, area: float, sparse: bool, shares: TrainedShares):
+    """The model with a MoA whose routers, after all their work, tell of subjects on that part of the picture."""
     hooks = host.module("nodes.model_hooks")
+    routed = host.module("moa_core.trace").routed_blocks(list(mixture.model.config.blocks))
 
     class AreaHooks(hooks.MoAHooks):
-        def call_unet(self, *args, **kwargs):
-            for layer in self.mixture.layers.values():
-                layer.router.area = area
-            return super().call_unet(*args, **kwargs)
+        def sample(self, *args, **kwargs):
+            for number, address in enumerate(self.mixture.config.blocks):
+                for attention in ("attn1", "attn2"):
+                    router = self.mixture.layer(address, attention).router
+                    kind, seed = (address in routed, attention), 2 * number + (attention == "attn2")
+                    router.forward = telling(router, shares, kind, area, seed)
+            return super().sample(*args, **kwargs)
 
-    for layer in mixture.model.layers.values():
-        layer.router.forward = lambda h, router=layer.router: choose(type(router).forward(router, h), router.area)
+    subject = host.module("moa_core.subject").Subject(torch.zeros(1, 64), "man", "man")
     clone = model.clone()
-    AreaHooks(mixture.model, [], 1.0, 0.0, 1.0, sparse).attach(clone, mixture)
+    AreaHooks(mixture.model, [subject], 1.0, 0.0, 1.0, sparse).attach(clone, mixture)
     return clone
 
 
-def choose(share: torch.Tensor, area: float) -> torch.Tensor:
-    """R [B, N, 2]: 0.9 for the expert in the middle part of the pixels, 0.001 elsewhere."""
-    pixels = share.shape[1]
-    chosen, start = round(area * pixels), round((1 - area) / 2 * pixels)
-    share[..., 1] = 0.001
-    share[:, start : start + chosen, 1] = 0.9
-    return share
+def telling(router, shares: TrainedShares, kind: Kind, area: float, seed: int) -> Callable:
+    """A router's forward with the shares that it is told to give."""
+    told: dict[int, torch.Tensor] = {}
+
+    def forward(h):
+        choice = type(router).forward(router, h)  # [B, N, 2]
+        pixels = h.shape[1]
+        if pixels not in told:
+            told[pixels] = shares.draw(kind, round(pixels**0.5), area, seed).to(choice)
+        choice[..., 1] = told[pixels]
+        return choice
+
+    return forward
 
 
-def bound_prompt(host):
-    """What a MoA's CLIP would note of a prompt that holds a subject's word: without one MoA does not act."""
-    binding, notes = host.module("moa_core.binding"), host.module("nodes.clip_binding")
-    subject = host.module("moa_core.subject").Subject(torch.randn(1, FEATURES), "man", "man")
-    return {notes.BOUND_PROMPT: binding.BoundPrompt("man", (binding.Binding(1, subject),))}
-
-
-def one_step(host, model, text_dim: int, side: int):
-    """A function that runs one step at guidance scale 7: positive and negative in one U-Net call."""
+def comfyui_step(host, model, text_dim: int, side: int) -> Callable[[], Step]:
+    """A function that takes two steps at guidance scale 7, positive and negative in one call, and times the second."""
     import comfy.sample
     import comfy.samplers
 
-    positive, negative = ([[torch.randn(1, 77, text_dim), note]] for note in (bound_prompt(host), {}))
+    hooks, binding = host.module("nodes.model_hooks"), host.module("moa_core.binding")
+    attached = model.get_attachment(hooks.KEY)
+    bound = () if attached is None else (binding.Binding(3, attached.subjects[0]),)
+    note = {"moa_bound_prompt": binding.BoundPrompt("a man", bound)}
+    positive, negative = ([[torch.randn(1, 77, text_dim), extra]] for extra in (note, {}))
     latent = torch.zeros(1, 4, side, side)
     noise = comfy.sample.prepare_noise(latent, 0)
-    sigmas = model.get_model_object("model_sampling").sigmas[[500, 0]]
+    sigmas = model.get_model_object("model_sampling").sigmas[[500, 400, 0]]
 
-    def step():
-        comfy.samplers.sample(
-            model, noise, positive, negative, 7.0, model.load_device, comfy.samplers.sampler_object("euler"), sigmas,
-            latent_image=latent, disable_pbar=True,
-        )  # fmt: skip
+    def step() -> Step:
+        with Watch(hooks) as watch:
+            comfy.samplers.sample(
+                model, noise, positive, negative, 7.0, model.load_device, comfy.samplers.sampler_object("euler"),
+                sigmas, latent_image=latent, disable_pbar=True, callback=watch.after_step,
+            )  # fmt: skip
+        return watch.step
 
     return step
 
 
-class recording_time:
-    """Seconds spent recording the trace within the block: [seconds]."""
+def peer_steps(unet, text_dim: int, side: int) -> dict[str, Callable[[], Step]]:
+    """The same U-Net in diffusers, alone and with IP-Adapter's attention to the tokens of one picture."""
+    from diffusers.models.attention_processor import IPAdapterAttnProcessor2_0
 
-    def __init__(self, host):
-        self.hooks = host.module("nodes.model_hooks").MoAHooks
+    like = next(unet.parameters())
+    latents, text = like.new_zeros(2, 4, side, side), torch.randn(2, 77, text_dim).to(like)
+    image = torch.randn(2, 1, IMAGE_TOKENS, text_dim).to(like)
+    plain = dict(unet.attn_processors)
+    adapted = dict(plain)
+    for name in plain:
+        if name.endswith("attn2.processor"):
+            width = unet.get_submodule(name.removesuffix(".processor")).to_q.out_features
+            adapted[name] = IPAdapterAttnProcessor2_0(width, text_dim, (IMAGE_TOKENS,)).to(like)
 
-    def __enter__(self) -> list[float]:
-        spent, record = [0.0], self.hooks._record
-        self.record = record
+    def step(processors: dict, context) -> Callable[[], Step]:
+        def run() -> Step:
+            unet.set_attn_processor(dict(processors))
+            with Watch(None) as watch:
+                watch.after_step(0)
+                unet(latents, 400, context)
+                watch.after_step(1)
+            return watch.step
 
-        def timed(*args):
-            synchronize()
-            start = time.perf_counter()
-            record(*args)
-            synchronize()
-            spent[0] += time.perf_counter() - start
+        return run
 
-        self.hooks._record = staticmethod(timed)
-        return spent
+    return {"diffusers": step(plain, text), "with IP-Adapter": step(adapted, (text, [image]))}
+
+
+class Watch:
+    """Times the second step of a run, and what it takes of memory; hooks: the module that records the trace."""
+
+    def __init__(self, hooks):
+        self.hooks, self.step, self._done = hooks, Step(0.0), threading.Event()
+
+    def __enter__(self) -> Watch:
+        if self.hooks is not None:
+            self._record = self.hooks.MoAHooks._record
+            self.hooks.MoAHooks._record = staticmethod(self._timed)
+        return self
 
     def __exit__(self, *_) -> None:
-        self.hooks._record = staticmethod(self.record)
+        self._done.set()
+        if self.hooks is not None:
+            self.hooks.MoAHooks._record = staticmethod(self._record)
+
+    def after_step(self, number: int, *_) -> None:
+        synchronize()
+        if number == 0:
+            self._watch_memory()
+            self.step.recording, self._started = 0.0, time.perf_counter()
+            return
+        self.step.seconds = time.perf_counter() - self._started
+        self._done.set()
+        if torch.cuda.is_available():
+            self.step.memory = torch.cuda.max_memory_allocated() / 2**20
+        else:
+            self._watcher.join()
+
+    def _timed(self, *args) -> None:
+        synchronize()
+        start = time.perf_counter()
+        self._record(*args)
+        synchronize()
+        self.step.recording += time.perf_counter() - start
+        call = args[-1]
+        self.step.asked = call.asked / call.pixels
+
+    def _watch_memory(self) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+            return
+        import psutil
+
+        process = psutil.Process()
+        before = process.memory_info().rss
+
+        def watch() -> None:
+            while not self._done.wait(0.002):
+                self.step.memory = max(self.step.memory, (process.memory_info().rss - before) / 2**20)
+
+        self._watcher = threading.Thread(target=watch)
+        self._watcher.start()
 
 
 def synchronize() -> None:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-
-
-def peak_memory(step) -> float:
-    """MiB that a step takes at its height, above what was there before (on a GPU: all that is allocated)."""
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-        step()
-        return torch.cuda.max_memory_allocated() / 2**20
-    import psutil
-
-    process, peak, done = psutil.Process(), [0], threading.Event()
-    step()  # what the first step allocates for good is not the step's
-    before = process.memory_info().rss
-
-    def watch():
-        while not done.wait(0.002):
-            peak[0] = max(peak[0], process.memory_info().rss - before)
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    step()
-    done.set()
-    watcher.join()
-    return peak[0] / 2**20
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from training.data.dataset import SubjectDataset
 from training.data.preparation import Preparation
 from training.data.shards import write_shards
 from training.finetune.loop import train
-from training.finetune.losses import expert_share, masked_reconstruction, object_loss, router_loss
+from training.finetune.losses import masked_reconstruction, object_loss, router_loss
 from training.finetune.model import Finetune, trained
 from training.finetune.optimizer import learning_rate
 from training.host.pretrained import fresh_moa, load_base
@@ -57,16 +57,6 @@ def test_router_loss_is_the_squared_share_outside_summed_over_pixels():
     share = torch.tensor([[[0.5, 0.2], [0.1, 1.0]]])
     subjects = torch.tensor([[[1.0, 0.0], [0.0, 0.5]]])
     assert router_loss(share, subjects) == pytest.approx(0.2**2 + 0.1**2 + 0.5**2)
-
-
-def test_the_share_leaves_out_the_blocks_at_both_ends():
-    blocks = [Address("input", n, 0) for n in range(7)]
-    kinds = ("attn1", "attn2")
-    shares = {(block, kind): torch.full((1, 4), float(0 < block.block < 6)) for block in blocks for kind in kinds}
-    shares[blocks[2], "attn1"] = torch.tensor([[0.0, 0.4, 0.4, 0.4]])
-    shares[blocks[3], "attn2"] = torch.zeros(1, 1)  # a layer of half the size
-    expected = torch.tensor([[[8.0, 8.4], [8.4, 8.4]]]) / 10
-    torch.testing.assert_close(expert_share(shares, (2, 2)), expected)
 
 
 def test_object_loss_rewards_attention_on_the_own_mask():

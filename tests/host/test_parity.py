@@ -26,21 +26,27 @@ TINY_ENCODER = {
 }
 
 
-def one_call(model, positive, x, sigma):
-    """The noise that the host's model predicts for x at sigma, through its own sampling machinery, cfg 1."""
+def calls(model, positive, inputs, sigmas):
+    """The noise that the host's model predicts for each input at its sigma in one run of its sampling, cfg 1."""
     import comfy.samplers
 
-    class Once(comfy.samplers.Sampler):
-        def sample(self, denoiser, sigmas, extra_args, *args, **kwargs):
-            self.denoised = denoiser(x, sigma.expand(len(x)), **extra_args)
-            return self.denoised
+    class Given(comfy.samplers.Sampler):
+        def sample(self, denoiser, *args, **kwargs):
+            extra_args = args[1]
+            scaled = [x * (sigma**2 + 1) ** 0.5 for x, sigma in zip(inputs, sigmas, strict=True)]
+            self.predicted = [
+                (x - denoiser(x, sigma.expand(len(x)), **extra_args)) / sigma
+                for x, sigma in zip(scaled, sigmas, strict=True)
+            ]
+            return scaled[-1]
 
-    once = Once()
+    given = Given()
     guider = comfy.samplers.CFGGuider(model)
     guider.set_conds(positive, positive)
     guider.set_cfg(1.0)
-    guider.sample(torch.zeros_like(x), torch.zeros_like(x), once, torch.stack([sigma, sigma * 0]), seed=0)
-    return (x - once.denoised) / sigma
+    nothing = torch.zeros_like(inputs[0])
+    guider.sample(nothing, nothing, given, torch.cat([sigmas, sigmas[-1:] * 0]), seed=0)
+    return given.predicted
 
 
 @pytest.mark.parametrize("shape", ["toy", "sd15"])
@@ -52,6 +58,7 @@ def test_comfyui_and_diffusers_agree(host, toy_base, shape):
 
     from moa_core.moa import MoA, MoAConfig
     from moa_core.subject import Subject
+    from moa_core.subject_area import SubjectArea, View
     from moa_core.unet_call import BoundTokens
     from toy_world.shape import IMAGE_ENCODER
     from training.host.adapter import MoAUNet
@@ -69,7 +76,8 @@ def test_comfyui_and_diffusers_agree(host, toy_base, shape):
         moa = stir(fresh)
     width = moa.config.text_dim
     size, batch = (16, 2) if shape == "toy" else (24, 1)
-    x, context = torch.randn(batch, 4, size, size), torch.randn(1, 77, width)
+    timesteps = torch.tensor([700.0, 500.0, 300.0] if shape == "toy" else [700.0, 300.0])
+    inputs, context = torch.randn(len(timesteps), batch, 4, size, size), torch.randn(1, 77, width)
     subject = Subject(torch.randn(batch, moa.config.feature_dim), "man", "man")
 
     # ComfyUI: the same U-Net under LDM names, the same MoA through MoA Patch Model's own hooks.
@@ -84,23 +92,31 @@ def test_comfyui_and_diffusers_agree(host, toy_base, shape):
     binding = host.module("moa_core.binding")
     note = binding.BoundPrompt("a man", (binding.Binding(5, subject), binding.Binding(60, subject)))
     conditioning = [[context, {"moa_bound_prompt": note}]]
-    timestep = torch.tensor(500.0)
-    sigma = model.get_model_object("model_sampling").sigma(timestep)
+    sigmas = model.get_model_object("model_sampling").sigma(timesteps)
 
     # diffusers: the prior first, then the same module with its attention processors wrapped.
-    rows = [(row, position, subject.feature(row)) for row in range(batch) for position in (5, 60)]
-    call = (x, timestep.expand(batch), context.expand(batch, -1, -1))
-    prior = unet(*call).sample
+    rows = BoundTokens.stack([(row, position, subject.feature(row)) for row in range(batch) for position in (5, 60)])
+    contexts = context.expand(batch, -1, -1)
+    prior = unet(inputs[-1], timesteps[-1].expand(batch), contexts).sample
     diffusers_unet = MoAUNet(unet, moa.mixture)
+    views = [View(picture) for picture in range(batch)]
 
+    last = {}
     for sparse in (False, True):
         patched = model.clone()
         hooks.MoAHooks(host_moa.mixture, [subject], 1.0, 0.0, 1.0, sparse).attach(patched, mixture)
-        ours = one_call(patched, conditioning, x * (sigma**2 + 1) ** 0.5, sigma)
-        theirs = diffusers_unet(*call, BoundTokens.stack(rows), 1.0, sparse)
+        ours = calls(patched, conditioning, inputs, sigmas)
+        area = SubjectArea(batch, (size, size), timesteps.tolist()) if sparse else None
+        for x, timestep, our in zip(inputs, timesteps, ours, strict=True):
+            where = area and area.at(float(timestep), views, x)
+            theirs = diffusers_unet(x, timestep.expand(batch), contexts, rows, 1.0, where)
+            if area:
+                area.add(diffusers_unet.call.wanted, dict(enumerate(views)), x)
+            difference = (our - theirs).abs().max().item()
+            print(f"{shape} {'sparse' if sparse else 'dense'} at {timestep:.0f}: max abs difference {difference:.1e}")
+            assert difference < 1e-4
         assert (theirs - prior).abs().max() > 1e-2  # the MoA acts
-        difference = (ours - theirs).abs().max().item()
-        print(f"{shape} {'sparse' if sparse else 'dense'}: max abs difference {difference:.1e}")
-        assert difference < 1e-4
+        last[sparse] = theirs
+    assert (last[True] - last[False]).abs().max() > 1e-2  # and the area cuts
     del model, patched, weights, host_moa, moa, fresh
     gc.collect()

@@ -66,11 +66,11 @@ class Server:
     def __enter__(self) -> Server:
         command = [sys.executable, "main.py", "--cpu", "--disable-auto-launch", "--base-directory", str(self.base)]
         with self.log.open("w") as log:
-            self._process = subprocess.Popen(
+            self.process = subprocess.Popen(
                 [*command, "--port", str(self.port)], cwd=self.comfyui, stdout=log, stderr=subprocess.STDOUT
             )
         deadline = time.monotonic() + 180
-        while time.monotonic() < deadline and self._process.poll() is None:
+        while time.monotonic() < deadline and self.process.poll() is None:
             try:
                 self.get("/system_stats")
                 return self
@@ -80,11 +80,11 @@ class Server:
         raise RuntimeError(f"ComfyUI did not start; the end of its log:\n{self.log.read_text()[-3000:]}")
 
     def __exit__(self, *_: Any) -> None:
-        self._process.terminate()
+        self.process.terminate()
         try:
-            self._process.wait(timeout=20)
+            self.process.wait(timeout=20)
         except subprocess.TimeoutExpired:
-            self._process.kill()
+            self.process.kill()
 
     def get(self, path: str) -> Any:
         """JSON, or bytes where the answer is a picture."""

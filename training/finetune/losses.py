@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from moa_core.address import Address
-from moa_core.trace import layer_size, routed_blocks
+from moa_core.trace import layer_size
 
 
 def masked_reconstruction(predicted: Tensor, noise: Tensor, area: Tensor, weights: Tensor) -> Tensor:
@@ -24,14 +24,6 @@ def masked_reconstruction(predicted: Tensor, noise: Tensor, area: Tensor, weight
     error = (predicted.float() - noise.float()).square().mean(dim=1)  # [B, h, w]
     per_record = (error * area).sum(dim=(1, 2)) / area.sum(dim=(1, 2)).clamp(min=1e-6)
     return (per_record * weights).mean()
-
-
-def expert_share(shares: Mapping[tuple[Address, str], Tensor], size: tuple[int, int]) -> Tensor:
-    """Mean of 1 - R0 over the routed blocks' layers, at the latent's size: [B, N] each -> [B, h, w]."""
-    routed = routed_blocks(list(dict.fromkeys(address for address, _ in shares)))
-    maps = [_as_map(share, size)[:, None] for (address, _), share in shares.items() if address in routed]
-    sized = [F.interpolate(m.float(), size, mode="bilinear", align_corners=False) for m in maps]
-    return torch.cat(sized, dim=1).mean(dim=1)
 
 
 def router_loss(share: Tensor, subjects: Tensor) -> Tensor:
@@ -66,7 +58,3 @@ def _mean(values: Tensor, weights: Tensor) -> Tensor:
     """Weighted mean over all but the first dimension."""
     values, weights = values.flatten(1), weights.flatten(1)
     return (values * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1e-6)
-
-
-def _as_map(share: Tensor, size: tuple[int, int]) -> Tensor:
-    return share.unflatten(1, layer_size(size, share.shape[1]))

@@ -97,8 +97,8 @@ class ImageCall(WatchedCall):
         self.tokens = rearrange(mixture.subject_prompt(features), "b s n d -> b (s n) d")
         self.present = present.repeat_interleave(IMAGE_TOKENS, dim=1)[:, None, None]  # [B, 1, 1, S * n]
 
-    def mix(self, address: Address, attention: str, h: Tensor, prior: Tensor) -> Tensor:
-        self.shares[address, attention] = h.new_zeros(h.shape[:2])
+    def mix(self, address: Address, attention: str, h: Tensor, prior: Tensor, size: tuple[int, int]) -> Tensor:
+        self.shares[address, attention] = h.new_zeros(len(h), *size)
         if attention == "attn1":
             return prior
         expert: Expert = self.mixture.layer(address, attention).expert

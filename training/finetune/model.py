@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moa_core.moa import MoA
+from moa_core.subject_area import mean_share
 from moa_core.unet_call import BoundTokens, UNetCall
 from training.config import Config, Loss
 from training.data.batch import Batch, Chance, empty_ids
 from training.finetune.losses import (
-    expert_share,
     masked_reconstruction,
     object_loss,
     router_loss,
@@ -61,7 +61,7 @@ class Finetune(nn.Module):
         call = self.unet.call
         gamma = self.loss.min_snr
         weights = min_snr(chance.timestep, gamma) if gamma else torch.ones_like(chance.timestep)
-        share = expert_share(call.shares, latents.shape[2:])
+        share = mean_share(call.shares, tuple(latents.shape[2:]))
         area = subjects.where(chance.masked[:, None, None], 1.0)
         parts = {
             "reconstruction": masked_reconstruction(predicted, chance.noise, area, weights),

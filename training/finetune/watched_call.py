@@ -18,11 +18,10 @@ class WatchedCall(UNetCall):
         super().__init__(*args, **kwargs)
         self.attention = {}
 
-    def mix(self, address: Address, attention: str, h: Tensor, prior: Tensor) -> Tensor:
-        if attention == "attn2" and self._prompts:
-            rows, positions = self._where
+    def mix(self, address: Address, attention: str, h: Tensor, prior: Tensor, size: tuple[int, int]) -> Tensor:
+        if attention == "attn2" and self.bound is not None:
             expert = self.mixture.layer(address, attention).expert
             weights = expert.attention_to(h, self.subject_prompt(address))  # [B, N, T]
             # Assigned, not appended: gradient checkpointing comes here a second time.
-            self.attention[address] = weights[rows, :, positions]
-        return super().mix(address, attention, h, prior)
+            self.attention[address] = weights[self.bound.rows, :, self.bound.positions]
+        return super().mix(address, attention, h, prior, size)

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from moa_core.address import Address
 from moa_core.moa import Mixture
+from moa_core.subject_area import RowsArea
+from moa_core.trace import layer_size
 from moa_core.unet_call import BoundTokens, UNetCall
 
 
@@ -21,6 +23,8 @@ class MoAUNet(nn.Module):
         self.unet, self.mixture, self.call_type = unet, mixture, call_type
         self.call: UNetCall | None = None
         """The call under way, kept until the next one: gradient checkpointing comes back to it."""
+        self.latent_size = (0, 0)
+        """(h, w) of its latents."""
         layers_per_block = unet.config.layers_per_block
         for name, module in unet.named_modules():
             address = Address.from_diffusers(name, layers_per_block)
@@ -34,15 +38,15 @@ class MoAUNet(nn.Module):
         context: Tensor,
         bound: BoundTokens | None = None,
         strength: float = 1.0,
-        sparse: bool = False,
+        area: RowsArea | None = None,
     ) -> Tensor:
         """latents [B, 4, h, w], timestep [B], context [B, T, D] -> predicted noise [B, 4, h, w].
 
-        strength 0 runs the prior alone.
+        strength 0 runs the prior alone. area: where the expert is asked in sparse routing.
         """
-        self.call = None
+        self.call, self.latent_size = None, tuple(latents.shape[2:])
         if strength > 0.0:
-            self.call = self.call_type(self.mixture, context, timestep, bound, strength, sparse or None)
+            self.call = self.call_type(self.mixture, context, timestep, bound, strength, area)
         return self.unet(latents, timestep, context).sample
 
 
@@ -54,5 +58,7 @@ class MoAProcessor:
 
     def __call__(self, attn: Attention, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         prior = self.prior(attn, hidden_states, *args, **kwargs)
-        call = self.owner.call
-        return prior if call is None else call.mix(self.address, self.attention, hidden_states, prior)
+        if (call := self.owner.call) is None:
+            return prior
+        size = layer_size(self.owner.latent_size, hidden_states.shape[1])
+        return call.mix(self.address, self.attention, hidden_states, prior, size)

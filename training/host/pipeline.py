@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
@@ -13,8 +13,9 @@ from moa_core.binding import Binding
 from moa_core.moa import MoA
 from moa_core.reference import prepare_reference
 from moa_core.subject import Subject
-from moa_core.trace import Trace, layer_size
-from moa_core.unet_call import BoundTokens
+from moa_core.subject_area import SubjectArea, View
+from moa_core.trace import Trace
+from moa_core.unet_call import BoundTokens, UNetCall
 from training.host.adapter import MoAUNet
 from training.host.base import Base
 from training.host.schedule import SCHEDULE, TIMESTEPS
@@ -67,6 +68,7 @@ class MoAPipeline:
         same_noise: bool = False,
         sampler: Sampler = "uni_pc",
         subject_cfg: float | None = None,
+        watch: Callable[[UNetCall], None] | None = None,
     ) -> tuple[Tensor, Trace]:
         """Pictures [B, H, W, 3] in 0..1, and where the routers put the subjects; contexts are [1, T, D].
 
@@ -74,7 +76,7 @@ class MoAPipeline:
         sampler: the paper's "uni_pc", or "euler", which paints what ComfyUI's `euler` on `simple` does.
         subject_cfg: None is plain classifier-free guidance. A number s is a guidance of our own, not the
         paper's, for one U-Net call more: uncond + cfg * (prior - uncond) + s * (moa - prior), which steers
-        scene and subject apart.
+        scene and subject apart. watch: sees every U-Net call with the MoA after it.
         """
         context = torch.cat([c.expand(batch, -1, -1) for c in (positive, negative)])  # [2B, T, D]
         tokens = BoundTokens.stack(
@@ -87,14 +89,19 @@ class MoAPipeline:
         scheduler = _scheduler(sampler, steps)
         latents = noise.to(self.device) * scheduler.init_noise_sigma
         trace = Trace((side, side))
+        area = SubjectArea(batch, (side, side), scheduler.timesteps.tolist()) if sparse else None
+        views = [View(picture) for picture in range(batch)] * 2
         for t in scheduler.timesteps:
             timestep = t.float().to(self.device).expand(2 * batch)
             noisy = torch.cat([scheduler.scale_model_input(latents, t)] * 2)
-            moa, uncond = self.unet(noisy, timestep, context, tokens, strength, sparse).chunk(2)
-            if self.unet.call is not None:
-                shares = {layer: share[:batch] for layer, share in self.unet.call.shares.items()}  # [B, N]
-                sizes = {layer: layer_size((side, side), share.shape[1]) for layer, share in shares.items()}
-                trace.add(float(t), {layer: share.unflatten(1, sizes[layer]) for layer, share in shares.items()})
+            where = area and area.at(float(t), views, noisy)
+            moa, uncond = self.unet(noisy, timestep, context, tokens, strength, where).chunk(2)
+            if (call := self.unet.call) is not None:
+                trace.add(float(t), {layer: share[:batch] for layer, share in call.shares.items()})
+                if area:
+                    area.add(call.wanted, dict(enumerate(views[:batch])), noisy)
+                if watch:
+                    watch(call)
             if subject_cfg is None:
                 guided = uncond + cfg * (moa - uncond)
             else:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from moa_core.subject import Subject
+from moa_core.unet_call import UNetCall
 from toy_world.draw import draw_person
 from toy_world.world import (
     ACTIONS,
@@ -87,17 +88,35 @@ class Drawn:
 
     pictures: Tensor
     area: Tensor | None
+    asked: float | None
+    """Part of all layers' pixels that went through the expert, in the steps that sparse routing cut (None: none)."""
 
 
-def draw(pipeline: MoAPipeline, case: Case, strength: float = 1.0, subject_cfg: float | None = None) -> Drawn:
-    """strength 0 is the prior, which no reference reaches; subject_cfg: see MoAPipeline."""
+def draw(
+    pipeline: MoAPipeline, case: Case, strength: float = 1.0, subject_cfg: float | None = None, sparse: bool = True
+) -> Drawn:
+    """strength 0 is the prior, which no reference reaches; subject_cfg, sparse: see MoAPipeline."""
+    cut: list[float] = []
+
+    def watch(call: UNetCall) -> None:
+        if call.area is not None:
+            cut.append(call.asked / call.pixels)
+
+    options = {"steps": STEPS, "cfg": CFG, "strength": strength, "batch": PER_PROMPT, "subject_cfg": subject_cfg}
+    pictures, trace = pipeline(
+        case.scene.caption, subjects_of(pipeline, case), seed=case.seed, sparse=sparse, watch=watch, **options
+    )
+    area = trace.subject_area() if trace else None
+    return Drawn(pictures.movedim(-1, 1) * 2 - 1, area, float(np.mean(cut)) if cut else None)
+
+
+def subjects_of(pipeline: MoAPipeline, case: Case) -> list[Subject]:
+    """A subject for each person of the scene; its variants are the pictures'."""
     subjects = []
     for person, identities in zip(case.scene.people, case.references, strict=True):
         references = [reference(pipeline, identity, person.word) for identity in identities]
         subjects.append(Subject(torch.cat([r.features for r in references]), person.word, person.word))
-    options = {"steps": STEPS, "cfg": CFG, "strength": strength, "batch": PER_PROMPT, "subject_cfg": subject_cfg}
-    pictures, trace = pipeline(case.scene.caption, subjects, seed=case.seed, **options)
-    return Drawn(pictures.movedim(-1, 1) * 2 - 1, trace.subject_area() if trace else None)
+    return subjects
 
 
 def reference(pipeline: MoAPipeline, identity: Identity, word: str) -> Subject:

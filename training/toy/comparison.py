@@ -117,7 +117,9 @@ def compare(config: Config, run: Path, steps: int = STEPS, singles: int = SINGLE
     for row in CONTENDERS:
         pipeline = pipeline_of(row, config, run, steps)
         if not prior:
-            prior = [measure_prior(pipeline, readout, case) for case in tqdm(everything, desc="prior", unit="prompt")]
+            prior = [
+                measure_prior(pipeline, readout, case)[0] for case in tqdm(everything, desc="prior", unit="prompt")
+            ]
             rows["prior"] = columns(prior, prior, ceiling)
             pictures.append(_pictures(pipeline, shown, strength=0.0))
         figures = [

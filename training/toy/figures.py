@@ -110,12 +110,12 @@ def judge_layout(figures: Figures, a: Tensor, b: Tensor) -> None:
     figures.add("layout", 1 - overlap)
 
 
-def judge_change(figures: Figures, people: Tensor, a: Tensor, b: Tensor) -> None:
+def judge_change(figures: Figures, people: Tensor, a: Tensor, b: Tensor, name: str = "change") -> None:
     """Mean absolute change (of a range of 1) between pictures [B, 3, H, W] in -1..1, by people [B, H, W]."""
     grown = F.max_pool2d(people.float(), 2 * GROW + 1, stride=1, padding=GROW)
     change = (a - b).abs().mean(dim=1) / 2
-    figures.add("change inside", change, grown)
-    figures.add("change outside", change, 1 - grown)
+    figures.add(f"{name} inside", change, grown)
+    figures.add(f"{name} outside", change, 1 - grown)
 
 
 def judge_routers(figures: Figures, people: Tensor, area: Tensor) -> None:
@@ -126,8 +126,8 @@ def judge_routers(figures: Figures, people: Tensor, area: Tensor) -> None:
 
 
 @torch.no_grad()
-def measure_prior(pipeline: MoAPipeline, readout: Readout, case: Case) -> Figures:
-    """What the judges see in the prior's pictures of a prompt, all of other noise."""
+def measure_prior(pipeline: MoAPipeline, readout: Readout, case: Case) -> tuple[Figures, Tensor]:
+    """What the judges see in the prior's pictures of a prompt, all of other noise; and the pictures."""
     figures, started = Figures(), time.monotonic()
     pictures = draw(pipeline, case, strength=0.0).pictures
     figures.add("seconds", torch.tensor([time.monotonic() - started]) / PER_PROMPT)
@@ -135,20 +135,31 @@ def measure_prior(pipeline: MoAPipeline, readout: Readout, case: Case) -> Figure
     if len(case.references) == 1:
         people = readout.people(pictures)
         judge_layout(figures, people, people.roll(-1, 0))
-    return figures
+    return figures, pictures
 
 
 @torch.no_grad()
-def measure_moa(pipeline: MoAPipeline, readout: Readout, case: Case, subject_cfg: float | None = None) -> Figures:
-    """What they see in MoA's, with each reference and its exchange."""
+def measure_moa(
+    pipeline: MoAPipeline,
+    readout: Readout,
+    case: Case,
+    subject_cfg: float | None = None,
+    sparse: bool = True,
+    prior: Tensor | None = None,
+) -> Figures:
+    """What they see in MoA's, with each reference and its exchange; prior: the prior's pictures, to compare with."""
     figures, both, started = Figures(), [], time.monotonic()
     for one in (case, case.exchanged()):
-        both.append(draw(pipeline, one, subject_cfg=subject_cfg))
+        both.append(draw(pipeline, one, subject_cfg=subject_cfg, sparse=sparse))
     figures.add("seconds", torch.tensor([time.monotonic() - started]) / (2 * PER_PROMPT))
     people = [readout.people(drawn.pictures) for drawn in both]
     for one, drawn, where in zip((case, case.exchanged()), both, people, strict=True):
         judge(figures, readout, one, drawn.pictures)
         judge_routers(figures, where, drawn.area)
+        if prior is not None:
+            judge_change(figures, where | readout.people(prior), drawn.pictures, prior, "from prior")
+        if drawn.asked is not None:
+            figures.add("asked", torch.tensor([drawn.asked]))
     judge_change(figures, people[0] | people[1], both[0].pictures, both[1].pictures)
     if len(case.references) == 1:  # the n-th exchanged picture shows whom the n + 1st shows before
         judge_layout(figures, people[1], people[0].roll(-1, 0))

@@ -1,7 +1,8 @@
 """python -m training.toy.measure: what MoA does in the toy world, in figures.
 
-Thirty prompts for one person and ten for two (cases.py), drawn by the prior and by MoA with people that no training has
-seen, and again with the references exchanged. The judges (judges.py) were trained on renders alone.
+Thirty prompts for one person and ten for two (cases.py), drawn by the prior and by MoA, routed densely and sparsely,
+with people that no training has seen, and again with the references exchanged. The judges (judges.py) were trained on
+renders alone.
 """
 
 from __future__ import annotations
@@ -22,39 +23,47 @@ from training.toy.figures import Figures, measure_moa, measure_prior
 from training.toy.judges import JUDGES, Readout, accuracy
 from training.toy.renders import CONTEXT, IDENTITY, TEST, TEST_SCENES, draw_renders
 
+ROUTINGS = ("dense", "sparse")
+
 
 def measure(pipeline: MoAPipeline, readout: Readout, subject_cfg: float | None = None) -> dict:
     """Every figure, on prompts and people that are always the same; subject_cfg: see MoAPipeline."""
     started = time.monotonic()
     renders = accuracy(readout, draw_renders(0, TEST, TEST_SCENES))
     print("judges on held-out renders:", ", ".join(f"{k} {v:.3f}" for k, v in renders.items()), flush=True)
-    priors, moas = [], []
+    figures: dict[str, list[Figures]] = {"prior": [], "dense": [], "sparse": []}
     for case in tqdm(list(cases()), desc="sampling", unit="prompt"):
-        priors.append(measure_prior(pipeline, readout, case))
-        moas.append(measure_moa(pipeline, readout, case, subject_cfg))
+        seen, pictures = measure_prior(pipeline, readout, case)
+        figures["prior"].append(seen)
+        for routing in ROUTINGS:
+            sparse = routing == "sparse"
+            figures[routing].append(measure_moa(pipeline, readout, case, subject_cfg, sparse, pictures))
     return {
         "renders": {name: round(value, 4) for name, value in renders.items()},
-        "prior": Figures.total(priors).all(),
-        "moa": Figures.total(moas).all(),
-        "pictures": 3 * PER_PROMPT * (SINGLES + PAIRS),
+        **{who: Figures.total(parts).all() for who, parts in figures.items()},
+        "pictures": 5 * PER_PROMPT * (SINGLES + PAIRS),
         "seconds": round(time.monotonic() - started),
     }
 
 
 def table(result: dict) -> str:
     """The figures for people to read."""
-    lines = [f"{'share of right answers':32}{'renders':>9}{'prior':>9}{'MoA':>9}"]
+    drawers = ("renders", "prior", *ROUTINGS)
+    lines = [f"{'share of right answers':36}" + "".join(f"{who:>9}" for who in drawers)]
     names = {name: name for name in (*CONTEXT, *IDENTITY)}
     names |= {"assigned": "two people at the right words", "leak": "one of two shows the other's"}
     for key, name in names.items():
-        row = [_number(result[who].get(key)) for who in ("renders", "prior", "moa")]
-        lines.append(f"{name:32}" + "".join(f"{cell:>9}" for cell in row))
+        lines.append(f"{name:36}" + "".join(f"{_number(result[who].get(key)):>9}" for who in drawers))
     lines += ["(the prior knows no reference: its identity and its words of two people are what chance gives)", ""]
-    lines.append(f"{'with references exchanged':32}{'inside':>9}{'outside':>9}{'ratio':>9}")
-    for name, key in (("mean absolute change", "change"), ("router's share for the expert", "router")):
-        inside, outside = (result["moa"][f"{key} {side}"] for side in ("inside", "outside"))
-        ratio = outside / inside if inside and outside is not None else None
-        lines.append(f"{name:32}{_number(inside):>9}{_number(outside):>9}{_number(ratio):>9}")
+    lines.append(f"{'in the subjects and elsewhere':36}{'inside':>9}{'outside':>9}{'ratio':>9}")
+    parts = {"change": "change, references exchanged", "from prior": "change, prior to MoA", "router": "expert's share"}
+    for key, name in parts.items():
+        for routing in ROUTINGS:
+            inside, outside = (result[routing][f"{key} {side}"] for side in ("inside", "outside"))
+            ratio = outside / inside if inside and outside is not None else None
+            lines.append(f"{f'{name}, {routing}':36}{_number(inside):>9}{_number(outside):>9}{_number(ratio):>9}")
+    asked = _number(result["sparse"].get("asked"))
+    lines += ["", f"pixels through the expert, sparse, after the beginning: {asked} of all"]
     return "\n".join([*lines, "", f"{result['pictures']} pictures in {result['seconds']} seconds"])
 
 

@@ -1,0 +1,179 @@
+"""The subject area: where the subjects of a picture are, read off its routers while it is sampled.
+
+Sparse routing spends the expert only there. A router's share alone does not say where that is: routers stay soft, and
+those that the router loss leaves out stay open everywhere. Their mean over the routed blocks and the steps so far does.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .address import Address
+from .trace import routed_blocks
+
+OPENING = 0.25
+"""Part of the steps, at the beginning, in which nothing is cut: the subjects have not found their places yet."""
+CONTRAST = 0.05
+"""Shares that differ by less than this over a picture tell nothing apart."""
+
+
+def mean_share(shares: Mapping[tuple[Address, str], Tensor], size: tuple[int, int]) -> Tensor:
+    """The expert's mean share over the routed blocks, both attentions: each [B, h', w'] -> [B, h, w] of that size."""
+    routed = routed_blocks(list(dict.fromkeys(address for address, _ in shares)))
+    by_size: dict[torch.Size, list[Tensor]] = {}
+    for (address, _), share in shares.items():
+        if address in routed:
+            by_size.setdefault(share.shape, []).append(share)
+    sums = [torch.stack(layers, dim=1).float().sum(dim=1, keepdim=True) for layers in by_size.values()]
+    sized = [F.interpolate(each, size, mode="bilinear", align_corners=False) for each in sums]
+    return torch.cat(sized, dim=1).sum(dim=1) / sum(map(len, by_size.values()))
+
+
+def between_classes(values: Tensor) -> float | None:
+    """The least value in 0..1 of the upper of two classes, parted where they differ most (Otsu); None for one class."""
+    values = values.clamp(0.0, 1.0)
+    if float(values.max() - values.min()) < CONTRAST:
+        return None
+    counts = torch.histc(values, 256, 0.0, 1.0)
+    centres = (torch.arange(256) + 0.5) / 256
+    below = counts.cumsum(0)
+    above = below[-1] - below
+    sums = (counts * centres).cumsum(0)
+    between = below * above * (sums / below.clamp(min=1) - (sums[-1] - sums) / above.clamp(min=1)) ** 2
+    return (int(between.argmax()) + 1) / 256
+
+
+def two_classes(shares: Tensor) -> Tensor:
+    """A mask [H, W] of 0 and 1 from shares in 0..1; all or nothing where they are one class."""
+    cut = between_classes(shares)
+    return torch.full_like(shares, float(shares.mean() > 0.75)) if cut is None else (shares >= cut).float()
+
+
+@dataclass(frozen=True)
+class View:
+    """What a row of a U-Net call shows."""
+
+    picture: int
+    """Its index in the batch."""
+    box: tuple[int, int, int, int] | None = None
+    """(top, left, height, width) in latent pixels; None: the whole picture."""
+
+    def within(self, size: tuple[int, int]) -> tuple[int, slice, slice]:
+        """The index of what is shown in [P, h, w]."""
+        top, left, height, width = self.box or (0, 0, *size)
+        return self.picture, slice(top, top + height), slice(left, left + width)
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """Those of a layer's pixels that ask the expert. Rows with fewer than K are filled up with others."""
+
+    index: Tensor
+    """[B, K]"""
+    inside: Tensor
+    """[B, K]: 1 in the subject area, 0 for what fills up."""
+
+
+@dataclass
+class RowsArea:
+    """The subject area as the rows of one U-Net call show it."""
+
+    area: Tensor
+    """bool [B, h, w], on the CPU."""
+    device: torch.device
+    _pixels: dict[tuple[int, int], Pixels | None] = field(default_factory=dict)
+
+    def pixels(self, size: tuple[int, int]) -> Pixels | None:
+        """The pixels of a layer of (h, w) that see any of the area; None where all do in all rows."""
+        if size not in self._pixels:
+            chosen = F.adaptive_max_pool2d(self.area.float(), size).flatten(1)  # [B, N]
+            if chosen.all():
+                self._pixels[size] = None
+            else:
+                index = chosen.argsort(dim=1, descending=True, stable=True)[:, : int(chosen.sum(dim=1).max())]
+                pixels = Pixels(index.to(self.device), chosen.gather(1, index).to(self.device))
+                self._pixels[size] = pixels
+        return self._pixels[size]
+
+
+class SubjectArea:
+    """The subject area of every picture of one sampling run, as its finished steps show it.
+
+    A step's shares count once the noise level changes. So all calls of one level see the same area, however many a
+    sampler makes and however the host splits their rows.
+    """
+
+    def __init__(self, pictures: int, size: tuple[int, int], levels: Sequence[float]):
+        """size: (h, w) of the latents; levels: the noise level (sigma or timestep) of every step with MoA at work."""
+        self.size = size
+        levels = sorted(levels, reverse=True)
+        opening = math.ceil(OPENING * len(levels))
+        self._cut_from = levels[opening] if opening < len(levels) else -math.inf
+        self._level: float | None = None
+        self._sums: Tensor | None = None  # [P, h, w] on the device: of this level's calls
+        self._calls = torch.zeros(pictures, *size)  # how many of them showed the pixel
+        self._means = torch.zeros(pictures, *size)  # summed over the finished levels
+        self._levels = torch.zeros(pictures, *size)
+        self._area: Tensor | None = None
+        self._rows: dict[tuple, RowsArea] = {}
+        self._sizes: dict[torch.Size, set[tuple[int, int]]] = {}  # of the layers that calls of that size meet
+
+    def at(self, level: float, views: Sequence[View], like: Tensor) -> RowsArea | None:
+        """Where the rows like [B, C, h, w] of a call at this level may ask the expert; None: everywhere.
+
+        Waits for the device when the level is a new one, and never afterwards.
+        """
+        if level != self._level:
+            self._finish_level()
+            self._level = level
+        if self._area is None or level > self._cut_from or not all(self._holds(view, like) for view in views):
+            return None
+        key = (tuple(views), like.shape)
+        if key not in self._rows:
+            shown = torch.stack([self._area[view.within(self.size)] for view in views])
+            rows = self._rows[key] = RowsArea(shown, like.device)
+            for size in self._sizes.get(like.shape[2:], ()):
+                rows.pixels(size)
+        return self._rows[key]
+
+    def add(self, shares: Mapping[tuple[Address, str], Tensor], views: Mapping[int, View], like: Tensor) -> None:
+        """Note a call's shares [B, h', w'] as the routers want them; views: of its rows under a positive prompt."""
+        views = {row: view for row, view in views.items() if self._holds(view, like)}
+        if not shares or not views:
+            return
+        size = like.shape[2:]
+        self._sizes.setdefault(size, set()).update(tuple(share.shape[1:]) for share in shares.values())
+        maps = mean_share(shares, tuple(size))
+        if self._sums is None:
+            self._sums = torch.zeros_like(self._calls, device=maps.device)
+        for row, view in views.items():
+            where = view.within(self.size)
+            self._sums[where] += maps[row]
+            self._calls[where] += 1
+
+    def _holds(self, view: View, like: Tensor) -> bool:
+        """Whether a row of that size is what the view says: hosts know other ways to cut a picture."""
+        return view.picture < len(self._calls) and self._calls[view.within(self.size)].shape == like.shape[2:]
+
+    def _finish_level(self) -> None:
+        """Add what the calls of the last level showed, and cut the area anew."""
+        if self._sums is None:
+            return
+        self._means += self._sums.cpu() / self._calls.clamp(min=1)
+        self._levels += self._calls > 0
+        shares = self._means / self._levels.clamp(min=1)
+        self._area = torch.stack([_area(*picture) for picture in zip(shares, self._levels > 0, strict=True)])
+        self._rows.clear()
+        self._sums, self._calls = None, torch.zeros_like(self._calls)
+
+
+def _area(shares: Tensor, seen: Tensor) -> Tensor:
+    """bool [h, w]: where the subjects are, and what no positive prompt has shown yet."""
+    cut = between_classes(shares[seen]) if seen.any() else None
+    return torch.ones_like(seen) if cut is None else (shares >= cut) | ~seen
