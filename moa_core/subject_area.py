@@ -15,12 +15,20 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .address import Address
-from .trace import routed_blocks
 
 OPENING = 0.25
 """Part of the steps, at the beginning, in which nothing is cut: the subjects have not found their places yet."""
 CONTRAST = 0.05
 """Shares that differ by less than this over a picture tell nothing apart."""
+
+
+def routed_blocks(addresses: list[Address]) -> list[Address]:
+    """The blocks whose routers are taught where the subjects are (eq. 9).
+
+    The paper leaves out the first two and the last three of SD 1.5's sixteen; of another U-Net, the same shares.
+    """
+    count = len(addresses)
+    return addresses[round(count * 2 / 16) : count - round(count * 3 / 16)]
 
 
 def mean_share(shares: Mapping[tuple[Address, str], Tensor], size: tuple[int, int]) -> Tensor:

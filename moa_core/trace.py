@@ -10,19 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .address import Address
+from .subject_area import mean_share
 
 TIMESTEPS = 1000
 BINS = 10
 """Timesteps are gathered in this many bins, so that a trace does not grow with the number of steps."""
-
-
-def routed_blocks(addresses: list[Address]) -> list[Address]:
-    """The blocks whose routers are taught where the subjects are (eq. 9).
-
-    The paper leaves out the first two and the last three of SD 1.5's sixteen; of another U-Net, the same shares.
-    """
-    count = len(addresses)
-    return addresses[round(count * 2 / 16) : count - round(count * 3 / 16)]
 
 
 def layer_size(latent_shape: tuple[int, int], pixels: int) -> tuple[int, int]:
@@ -101,15 +93,12 @@ class Trace:
 
     def subject_area(self) -> Tensor:
         """Mean share over the routed blocks and all timesteps, [B, h, w] at latent size on the CPU."""
-        routed = routed_blocks(list(dict.fromkeys(address for address, _ in self.layers)))
-        sized = []
+        means = {}
         for layer in self.layers:
-            if layer[0] in routed:
-                total, calls = self._gather(layer)
-                bins = (calls > 0).sum(dim=1, keepdim=True).clamp(min=1)  # those in which the layer ran
-                mean = (total / calls.clamp(min=1)).sum(dim=1, keepdim=True) / bins  # [B, 1, h, w]
-                sized.append(_resized(mean, self.latent_shape))
-        return torch.cat(sized, dim=1).mean(dim=1)
+            total, calls = self._gather(layer)
+            bins = (calls > 0).sum(dim=1).clamp(min=1)  # those in which the layer ran
+            means[layer] = (total / calls.clamp(min=1)).sum(dim=1) / bins  # [B, h, w]
+        return mean_share(means, self.latent_shape)
 
     def to_cpu(self) -> None:
         """Free the device of a finished trace."""

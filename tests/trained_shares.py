@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from moa_core.moa_file import load_moa
-from moa_core.subject_area import mean_share, two_classes
-from moa_core.trace import routed_blocks
+from moa_core.subject_area import mean_share, routed_blocks, two_classes
 from moa_core.unet_call import UNetCall
 from training.comfyui import PACK
 from training.host.pipeline import MoAPipeline
