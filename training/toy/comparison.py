@@ -157,8 +157,9 @@ def columns(figures: list[Figures], prior: list[Figures], ceiling: float) -> dic
         "seconds": interval(_means(figures, "seconds")),
     }
     if figures is not prior:  # which knows no reference that could be exchanged
-        change = (_means(figures, f"change {side}") for side in ("outside", "inside"))
-        estimates["background"] = ratio_interval(*change)
+        sides = ("change outside", "change inside")
+        parted = [each for each in figures if all(each.counts[side] for side in sides)]  # a picture may be all person
+        estimates["background"] = ratio_interval(*(_means(parted, side) for side in sides)) if parted else None
     return estimates
 
 
