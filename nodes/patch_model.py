@@ -74,7 +74,8 @@ class MoAPatchModel(io.ComfyNode):
                     "routing",
                     options=["sparse", "dense"],
                     default="sparse",
-                    tooltip="sparse: only pixels of a subject go through the expert; fast. dense: all of them; exact.",
+                    tooltip="sparse: after the first steps, only where the subjects are; faster, and keeps more of the "
+                    "rest. dense: everywhere, as in the paper.",
                 ),
             ],
             outputs=[io.Model.Output(), io.Clip.Output()],
