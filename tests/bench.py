@@ -157,7 +157,7 @@ def comfyui_step(host, model, text_dim: int, side: int) -> Callable[[], Step]:
     hooks, binding = host.module("nodes.model_hooks"), host.module("moa_core.binding")
     attached = model.get_attachment(hooks.KEY)
     bound = () if attached is None else (binding.Binding(3, attached.subjects[0]),)
-    note = {"moa_bound_prompt": host.module("nodes.clip_binding").NotedPrompt("a man", bound, chunks=([],))}
+    note = {host.module("nodes.clip_binding").BOUND_PROMPT: binding.BoundPrompt("a man", bound)}
     positive, negative = ([[torch.randn(1, 77, text_dim), extra]] for extra in (note, {}))
     latent = torch.zeros(1, 4, side, side)
     noise = comfy.sample.prepare_noise(latent, 0)
@@ -210,13 +210,14 @@ class Watch:
 
     def __enter__(self) -> Watch:
         if self.hooks is not None:
-            self._record, self.hooks._record = self.hooks._record, self._timed
+            self._record = self.hooks.MoAHooks._record
+            self.hooks.MoAHooks._record = staticmethod(self._timed)
         return self
 
     def __exit__(self, *_) -> None:
         self._done.set()
         if self.hooks is not None:
-            self.hooks._record = self._record
+            self.hooks.MoAHooks._record = staticmethod(self._record)
 
     def after_step(self, number: int, *_) -> None:
         synchronize()

@@ -90,8 +90,7 @@ def test_comfyui_and_diffusers_agree(host, toy_base, shape):
     host_moa.load_state_dict(moa.state_dict())
     mixture = ModelPatcher(host_moa.mixture, torch.device("cpu"), torch.device("cpu"))
     binding = host.module("moa_core.binding")
-    bound = (binding.Binding(5, subject), binding.Binding(60, subject))
-    note = host.module("nodes.clip_binding").NotedPrompt("a man", bound, chunks=([],))
+    note = binding.BoundPrompt("a man", (binding.Binding(5, subject), binding.Binding(60, subject)))
     conditioning = [[context, {"moa_bound_prompt": note}]]
     sigmas = model.get_model_object("model_sampling").sigma(timesteps)
 
