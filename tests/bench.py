@@ -103,7 +103,7 @@ def make_models(host, config: dict):
     names = UNetModel(**config, device="meta").state_dict()
     weights = {f"model.diffusion_model.{name}": weight for name, weight in random_weights(names).items()}
     encoder = {"image_size": 32, "patch_size": 16, "hidden_size": 32, "num_attention_heads": 2, "num_hidden_layers": 1,
-               "intermediate_size": 64, "projection_dim": FEATURES}  # fmt: skip
+               "intermediate_size": 64, "projection_dim": 64}  # fmt: skip
     moa_config = moa_module.MoAConfig.for_unet(weights, heads=config["num_heads"], image_encoder=encoder)
     device = mm.get_torch_device()
     dtype = mm.unet_dtype(device)
