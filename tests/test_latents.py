@@ -10,13 +10,15 @@ import torch
 from diffusers import AutoencoderKL
 from safetensors import safe_open
 from torch.utils.data import DataLoader
-from toy_run import PACK, config
+from toy_run import PACK, config, finish, start
 
 from training.config import Config, ConfigError
 from training.data.batch import Batch, Chance
 from training.data.latents import check_latents, latents_of, write_latents
+from training.data.layout import place
 from training.data.loader import loader
 from training.data.preparation import Preparation
+from training.data.records import LATENTS, read_moments
 from training.data.shards import write_shards
 from training.finetune.loop import train
 from training.finetune.model import build, trained
@@ -108,6 +110,31 @@ def test_what_is_there_is_kept_and_what_is_not_is_made(folder, caplog):
     with safe_open(files[0], "pt") as file:
         assert file.get_tensor("std").dtype == torch.float16 and file.get_slice("mean").get_shape() == [4, 4, 4]
     assert not list(folder.rglob("unfinished-*"))
+
+
+def test_processes_share_the_records_and_go_on_after_any_other_number_of_them(folder, tmp_path):
+    one = Path(shutil.copytree(folder, tmp_path / "one"))
+    names = (folder / "image_ids.txt").read_text().split()
+    assert write_latents(one, load_base(BASE).autoencoder, 128) == len(names) == 24
+
+    def lacking(*chosen: str) -> int:
+        """How many latents two processes write together, and one of them says, when these are missing."""
+        for name in chosen:
+            place(folder, name, LATENTS).unlink(missing_ok=True)
+        arguments = ["--data", folder, "--base", BASE, "--size", "128", "--workers", "0"]
+        printed, _ = finish(start("training.latents", *arguments, processes=2))
+        assert printed.count("latents written") == 1
+        return int(printed.split()[0])
+
+    assert lacking(*names) == 24
+    for name in names:
+        expected, found = (read_moments(place(root, name, LATENTS), 128) for root in (one, folder))
+        # Stored as float16; computed in other batches, a value may round to its neighbour.
+        torch.testing.assert_close(found, expected, rtol=torch.finfo(torch.float16).eps, atol=1e-6)
+    kept = {path: path.stat().st_mtime_ns for path in folder.rglob("*.latents.safetensors")}
+    assert lacking(*names[1::2]) == 12  # what the second process made
+    changed = {path.name.split(".")[0] for path, time in kept.items() if path.stat().st_mtime_ns != time}
+    assert changed == set(names[1::2]) and not list(folder.rglob("unfinished-*"))
 
 
 def test_missing_and_other_latents_are_said_in_a_sentence(toy, folder, capsys):

@@ -3,12 +3,12 @@
 import dataclasses
 import json
 import subprocess
-import sys
 import time
 
 import torch
 from safetensors.torch import load_file
-from toy_run import ENVIRONMENT, PACK, config
+from toy_run import config, finish
+from toy_run import start as start_command
 
 from moa_core.moa_file import load_moa
 from training.config import Config
@@ -18,17 +18,11 @@ from training.host.pretrained import fresh_moa, load_base
 
 def start(settings: Config, path, *arguments: str, processes: int = 1) -> subprocess.Popen:
     path.write_text(json.dumps(settings.to_dict()))
-    several = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "-m"]
-    launch = several if processes > 1 else []
-    command = [sys.executable, "-m", *launch, "training.train", "--config", str(path), *arguments]
-    quiet = ENVIRONMENT | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    return subprocess.Popen(command, cwd=PACK, env=quiet, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    return start_command("training.train", "--config", path, *arguments, processes=processes)
 
 
 def run(*arguments, **others) -> None:
-    process = start(*arguments, **others)
-    _, errors = process.communicate(timeout=600)
-    assert process.returncode == 0, errors[-3000:]
+    finish(start(*arguments, **others))
 
 
 def parameters(folder, step: int) -> dict[str, torch.Tensor]:

@@ -1,12 +1,29 @@
-"""A finetune of a few steps on the untrained toy base; the fixture `toy` holds its files."""
+"""Commands over several processes; a finetune of a few steps on the untrained toy base, whose files `toy` holds."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 from training.config import Config, Data, Loss, Model, Optimizer, Run
 
 PACK = Path(__file__).parent.parent
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(PACK)}
+
+
+def start(module: str, *arguments: str | Path, processes: int = 1) -> subprocess.Popen:
+    """A command, over several gloo processes as `accelerate launch` starts it."""
+    several = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "-m"]
+    command = [sys.executable, "-m", *(several if processes > 1 else []), module, *map(str, arguments)]
+    quiet = ENVIRONMENT | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    return subprocess.Popen(command, cwd=PACK, env=quiet, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def finish(process: subprocess.Popen) -> tuple[str, str]:
+    """What a command printed and what it logged, when it has ended well."""
+    printed, logged = process.communicate(timeout=600)
+    assert process.returncode == 0, logged[-3000:]
+    return printed, logged
 
 
 def config(toy: Path, out: Path, steps: int = 4, **others) -> Config:

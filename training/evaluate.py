@@ -1,7 +1,8 @@
 """python -m training.evaluate toy|paper: how well a MoA works.
 
 toy    MoA beside its baselines in the toy world -> training/RESULTS.md
-paper  the paper's protocol on a MoA, with MTCNN, FaceNet and CLIP (training/evaluation/paper.py)
+paper  the paper's protocol on a MoA, with MTCNN, FaceNet and CLIP (training/evaluation/paper.py); under
+       `accelerate launch` its processes share the work
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from PIL import Image
 
 from moa_core.whole_file import write_whole
 from training.config import read_config
+from training.data.processes import processes
 from training.evaluation.paper import Sampling, paper
 from training.evaluation.report import table
 from training.toy.comparison import compare
@@ -69,7 +71,8 @@ def main(argv: list[str] | None = None) -> int:
     except (OSError, ValueError) as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 2
-    print(text)
+    if processes().is_main_process:
+        print(text)
     return 0
 
 

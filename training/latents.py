@@ -1,4 +1,7 @@
-"""python -m training.latents: the latents of a data set's pictures, computed once instead of in every step."""
+"""python -m training.latents: the latents of a data set's pictures, computed once instead of in every step.
+
+Under `accelerate launch` its processes share the work.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,9 @@ import argparse
 import sys
 from pathlib import Path
 
-import torch
-
 from training.data.dataset import TooManyBroken
 from training.data.latents import write_latents
+from training.data.processes import processes
 from training.host.pretrained import load_base
 
 
@@ -21,14 +23,15 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--batch", type=int, default=8, help="(default %(default)s)")
     parser.add_argument("--workers", type=int, default=4, help="processes that read pictures (default %(default)s)")
     args = parser.parse_args(argv)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    state = processes()
     try:
-        autoencoder = load_base(args.base).autoencoder.to(device)
+        autoencoder = load_base(args.base).autoencoder.to(state.device)
         written = write_latents(args.data, autoencoder, args.size, args.batch, args.workers)
     except (OSError, ValueError, TooManyBroken) as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 2
-    print(f"{written} records' latents written, the others were there; in {args.data}")
+    if state.is_main_process:
+        print(f"{written} records' latents written, the others were there; in {args.data}")
     return 0
 
 

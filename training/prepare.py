@@ -2,7 +2,7 @@
 
 As FastComposer prepared FFHQ: BLIP-2 writes a caption, Mask2Former finds the people, and CLIP says which
 noun phrase of the caption is which of them. Records that are there already are kept, so a stopped run goes on.
-With --base, training.latents follows.
+With --base, training.latents follows. Under `accelerate launch` its processes share the work.
 """
 
 from __future__ import annotations
@@ -11,11 +11,10 @@ import argparse
 import sys
 from pathlib import Path
 
-import torch
-
 from training.data.annotate import Annotator, annotate_pictures
 from training.data.dataset import TooManyBroken
 from training.data.latents import write_latents
+from training.data.processes import processes
 from training.host.pretrained import load_base
 
 
@@ -33,17 +32,18 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--base", type=Path, help="what model.base of the training is: caches the pictures' latents")
     parser.add_argument("--size", type=int, default=512, help="data.size of the training (default %(default)s)")
     args = parser.parse_args(argv)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    state = processes()
     try:
-        autoencoder = load_base(args.base).autoencoder.to(device) if args.base else None
-        annotator = Annotator(args.captioner, args.segmenter, args.matcher, device)
+        autoencoder = load_base(args.base).autoencoder.to(state.device) if args.base else None
+        annotator = Annotator(args.captioner, args.segmenter, args.matcher, state.device)
         useful = annotate_pictures(args.pictures, args.out, annotator, args.batch, args.workers)
         if autoencoder is not None:
             write_latents(args.out, autoencoder, args.size, args.batch, args.workers)
     except (OSError, ValueError, TooManyBroken) as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 2
-    print(f"{useful} records with people in {args.out}")
+    if state.is_main_process:
+        print(f"{useful} records with people in {args.out}")
     return 0
 
 

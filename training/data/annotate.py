@@ -29,6 +29,7 @@ from transformers import (
 from training.data.layout import bounding_box, is_written, place, write_names, write_record
 from training.data.pairing import pair_up
 from training.data.pictures import PictureFiles, find_pictures
+from training.data.processes import processes, share_of_missing
 
 PERSON = "person"
 """COCO's label of a human being."""
@@ -140,19 +141,25 @@ def cut_out(picture: Image.Image, mask: np.ndarray) -> Image.Image:
 
 
 def annotate_pictures(pictures: Path, out: Path, annotator: Annotator, batch: int, workers: int) -> int:
-    """Annotates what is missing in `out`; returns the number of records there with at least one person."""
-    files = find_pictures(pictures)
-    missing = {name: path for name, path in files.items() if not is_written(out, name)}
-    loader = DataLoader(PictureFiles(missing), batch, num_workers=workers, collate_fn=list)
-    with tqdm(total=len(files), initial=len(files) - len(missing), unit="picture") as bar:
+    """Annotates what is missing in `out`; returns the number of records there with at least one person.
+
+    Processes share the work; the lists of records are the main one's, written when all are done.
+    """
+    state, files = processes(), find_pictures(pictures)
+    own = {name: files[name] for name in share_of_missing(list(files), lambda name: is_written(out, name))}
+    loader = DataLoader(PictureFiles(own), batch, num_workers=workers, collate_fn=list)
+    with tqdm(total=len(own), unit="picture", disable=not state.is_main_process) as bar:
         for loaded in loader:
             readable = [(name, picture) for name, picture in loaded if picture is not None]
             if readable:
                 for (name, picture), found in zip(readable, annotator.annotate([p for _, p in readable]), strict=True):
                     write_record(out, name, picture, found.ids, found.info)
             bar.update(len(loaded))
+    state.wait_for_everyone()
     useful = list(_with_people(out, files))
-    write_names(out, useful, (name for name in useful if held_out(name)))
+    if state.is_main_process:
+        write_names(out, useful, (name for name in useful if held_out(name)))
+    state.wait_for_everyone()
     return len(useful)
 
 

@@ -25,6 +25,7 @@ from training.data.batch import Batch, Chance
 from training.data.dataset import BrokenRecords
 from training.data.layout import place, read_names
 from training.data.preparation import cut, middle
+from training.data.processes import gathered, processes, share_of_missing
 from training.data.records import LATENTS, BrokenRecord, read_image
 from training.data.shards import find_shards
 
@@ -60,14 +61,15 @@ class Squares(Dataset):
 def write_latents(root: Path, autoencoder: nn.Module, size: int, batch: int = 8, workers: int = 0) -> int:
     """Write what both splits of a data set still lack, for pictures of this size; returns how many were written.
 
-    autoencoder: as in Base, on the device that is to do the work. Raises FileNotFoundError, EmptySplit, TooManyBroken.
+    Processes share the work, and all return the sum. autoencoder: as in Base, on the device that is to do the work.
+    Raises FileNotFoundError, EmptySplit, TooManyBroken.
     """
     tag, device = tag_of(autoencoder, size), next(autoencoder.parameters()).device
     names = read_names(root, "all")
-    missing = [name for name in names if read_tag(place(root, name, LATENTS)) != tag]
+    own = share_of_missing(names, lambda name: read_tag(place(root, name, LATENTS)) == tag)
     written = 0
-    loader = DataLoader(Squares(root, missing, size), batch, num_workers=workers, collate_fn=list)
-    with tqdm(total=len(names), initial=len(names) - len(missing), desc="latents", unit="picture") as bar:
+    loader = DataLoader(Squares(root, own, size), batch, num_workers=workers, collate_fn=list)
+    with tqdm(total=len(own), desc="latents", unit="picture", disable=not processes().is_main_process) as bar:
         for loaded in loader:
             whole = [(name, picture) for name, picture in loaded if picture is not None]
             if whole:
@@ -78,7 +80,7 @@ def write_latents(root: Path, autoencoder: nn.Module, size: int, batch: int = 8,
                     write_whole(place(root, name, LATENTS), save({"mean": mean, "std": std}, tag))
             written += len(whole)
             bar.update(len(loaded))
-    return written
+    return sum(gathered([written]))
 
 
 def tag_of(autoencoder: nn.Module, size: int) -> dict[str, str]:

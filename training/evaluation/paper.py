@@ -20,15 +20,16 @@ import io
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from operator import itemgetter
 from pathlib import Path
 
-import torch
 from PIL import Image
 from tqdm import tqdm
 
 from moa_core.binding import Binding
 from moa_core.moa_file import load_moa
 from moa_core.whole_file import write_whole
+from training.data.processes import gathered, processes, share
 from training.evaluation.clip_score import ClipJudge
 from training.evaluation.faces import FaceJudge
 from training.evaluation.fingerprint import fingerprint
@@ -60,7 +61,7 @@ def evaluate(
     images: int,
     sampling: Sampling,
 ) -> dict:
-    """Draws and scores what `out` lacks; returns result.json. Raises ValueError."""
+    """Draws and scores what `out` lacks; returns result.json. Processes share the work. Raises ValueError."""
     base = pipeline.base
     settings = asdict(sampling) | {
         "base": fingerprint(base.unet, base.text_encoder, base.autoencoder),
@@ -73,13 +74,14 @@ def evaluate(
     bindings = [shot.bindings([subjects[person.name] for person in shot.people]) for shot in shots]
     _claim(out, settings)
     scores = []
-    for shot, bound in zip(tqdm(shots, unit="picture"), bindings, strict=True):
-        path = out / f"{shot.name}.png"
+    for number in tqdm(share(range(len(shots))), unit="picture", disable=not processes().is_main_process):
+        shot, path = shots[number], out / f"{shots[number].name}.png"
         if not path.exists():
             path.parent.mkdir(exist_ok=True)
-            write_whole(path, _draw(pipeline, shot, bound, sampling))
-        scores.append(judges.score(shot, path))
-    return result_of(shots, scores, prompts, settings)
+            write_whole(path, _draw(pipeline, shot, bindings[number], sampling))
+        scores.append((number, judges.score(shot, path)))
+    in_order = [score for _, score in sorted(gathered(scores), key=itemgetter(0))]
+    return result_of(shots, in_order, prompts, settings)
 
 
 def _claim(out: Path, settings: dict) -> None:
@@ -93,7 +95,9 @@ def _claim(out: Path, settings: dict) -> None:
                 f"{out} holds an evaluation with other settings ({', '.join(changed)}): give the same again to go on "
                 "with it, or another --out"
             )
-    write_whole(path, json.dumps(settings, indent=1).encode())
+    processes().wait_for_everyone()  # until all have looked
+    if processes().is_main_process:
+        write_whole(path, json.dumps(settings, indent=1).encode())
 
 
 def _draw(pipeline: MoAPipeline, shot: Shot, bindings: list[Binding], sampling: Sampling) -> bytes:
@@ -121,13 +125,14 @@ def paper(
     if min(images, sampling.steps) < 1:
         raise ValueError(f"--images is {images}, --steps is {sampling.steps}: both must be 1 or more")
     people, texts = read_people(subjects), read_prompts(prompts)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    judges = Judges(FaceJudge(facenet, device), ClipJudge(clip, device), people)
+    state = processes()
+    judges = Judges(FaceJudge(facenet, state.device), ClipJudge(clip, state.device), people)
     model, mixture = load_base(base), load_moa(moa)
     if mixture.config.base != model.family:
         raise ValueError(f"--moa: {moa} is for the base model {mixture.config.base}, --base holds {model.family}")
-    pipeline = MoAPipeline(model.to(device), mixture.to(device))
+    pipeline = MoAPipeline(model.to(state.device), mixture.to(state.device))
     result = evaluate(pipeline, judges, people, texts, out, images, sampling)
-    write_whole(out / "result.json", json.dumps(result, indent=1).encode())
-    write_whole(out / "result.md", (table(result) + "\n").encode())
+    if state.is_main_process:
+        write_whole(out / "result.json", json.dumps(result, indent=1).encode())
+        write_whole(out / "result.md", (table(result) + "\n").encode())
     return result
