@@ -1,7 +1,9 @@
-"""Says which ComfyUI the host tests ran in, or loudly that there was none; shared toy models."""
+"""Says which ComfyUI the host tests ran in, or loudly that there was none; seeds every test; shared toy models."""
 
+import random
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from browser import find_browser
@@ -9,11 +11,27 @@ from hypothesis import HealthCheck, settings
 
 from training.comfyui import find_comfyui, version
 
-# A busy machine must not fail a test: no time limits.
-settings.register_profile("moa", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+# A busy machine must not fail a test: no time limits. Nor may chance: the same examples in every run.
+settings.register_profile("moa", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("moa")
 
 HOST_TESTS = Path(__file__).parent / "host"
+
+
+def seed(number: int) -> None:
+    random.seed(number)
+    np.random.seed(number)
+    torch.manual_seed(number)
+
+
+def pytest_fixture_setup() -> None:
+    """What a fixture draws does not depend on which tests ran before it."""
+    seed(0)
+
+
+def pytest_runtest_call() -> None:
+    """Nor what a test draws; and it is not what its fixtures drew."""
+    seed(1)
 
 
 def pytest_collection_modifyitems(items):
@@ -83,7 +101,6 @@ def toy(tmp_path_factory, toy_base) -> Path:
 
     folder = tmp_path_factory.mktemp("toy")
     save_toy(toy_base, folder / "base.safetensors", torch.float32)
-    torch.manual_seed(0)
     CLIPVisionModelWithProjection(CLIPVisionConfig(**shape.IMAGE_ENCODER)).save_pretrained(folder / "encoder")
     render_dataset(folder / "data", 24, seed=0, test_share=0.1)
     return folder

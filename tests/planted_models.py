@@ -1,14 +1,18 @@
 """Tiny models of the real classes that decide as their weights are planted here, whatever the rounding.
 
-A picture shows people as boxes, red or blue, on green. The captioner says CAPTION of every picture, the segmenter finds
-the red and the blue box, and the matcher takes what is blue for a man and what is red for a woman.
+For preparing data, a picture shows people as boxes, red or blue, on green: the captioner says CAPTION of every picture,
+the segmenter finds the boxes, and the matcher takes what is blue for a man and what is red for a woman. For evaluating,
+FaceNet tells faces apart by their colour, and the faint base draws pictures in which nobody finds one.
 """
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import torch
+from facenet_pytorch import InceptionResnetV1
+from safetensors.torch import save_file
 from torch import nn
 from transformers import (
     Blip2Config,
@@ -26,6 +30,7 @@ from transformers import (
 )
 
 from training.host.tokenizer import clip_tokenizer
+from training.host.toy_base import load_toy, save_toy
 
 CAPTION = "one man beside a woman"
 """Each of its words follows from the one before."""
@@ -41,7 +46,7 @@ def silent(model: nn.Module) -> nn.Module:
     for parameter in model.parameters():
         parameter.data.zero_()
     for module in model.modules():
-        if isinstance(module, nn.LayerNorm | nn.GroupNorm):
+        if isinstance(module, nn.LayerNorm | nn.GroupNorm | nn.BatchNorm1d | nn.BatchNorm2d):
             module.weight.data.fill_(1.0)
     return model.eval()
 
@@ -119,3 +124,26 @@ def make_matcher(folder: Path) -> None:
     model.save_pretrained(folder)
     size = {"height": 16, "width": 16}
     CLIPProcessor(CLIPImageProcessor(size=size, crop_size=size), clip_tokenizer()).save_pretrained(folder)
+
+
+def make_facenet(file: Path) -> None:
+    """As the published file, with its classifier. Six channels say how much one colour outweighs another."""
+    model = silent(InceptionResnetV1(classify=True, num_classes=3))
+    stem = [getattr(model, f"conv2d_{name}").conv.weight.data for name in ("1a", "2a", "2b", "3b", "4a", "4b")]
+    for channel, (more, less) in enumerate(itertools.permutations(range(3), 2)):
+        middle = [weight.shape[-1] // 2 for weight in stem]
+        stem[0][channel, more, 1, 1], stem[0][channel, less, 1, 1] = 1.0, -1.0
+        for weight, at in zip(stem[1:], middle[1:], strict=True):
+            weight[channel, channel, at, at] = 1.0
+        # Two layers put what they pool behind their convolutions' 640 and 896 channels.
+        model.last_linear.weight.data[channel, 640 + 896 + channel] = 1.0
+    save_file(model.state_dict(), file)
+
+
+def make_faint_base(trained: Path, file: Path) -> None:
+    """The toy base, but that its pictures hardly differ from grey."""
+    base = load_toy(trained)
+    last = base.autoencoder.decoder["layers"][-1]
+    last.weight.data *= 0.05
+    last.bias.data.fill_(0.5)
+    save_toy(base, file)

@@ -1,14 +1,15 @@
-"""The paper's evaluation, on the toy models that ship with the pack and judges with random weights."""
+"""The paper's evaluation, on the toy models that ship with the pack; its FaceNet goes by colour, its CLIP is random."""
 
+import itertools
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from facenet_pytorch import InceptionResnetV1
 from PIL import Image
-from safetensors.torch import save_file
+from planted_models import CLIP_TEXT, CLIP_VISION, make_facenet, make_faint_base
+from toy_run import finish, start
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPVisionConfig, CLIPVisionModel
 
 from toy_world.draw import draw_person
@@ -21,9 +22,8 @@ from training.evaluation.statistics import interval, ratio_interval
 from training.host.tokenizer import clip_tokenizer, tokenize
 
 MODELS = Path(__file__).parent.parent / "models"
-TINY = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-FACES = {"ann": 0, "bob": 6}
-"""MTCNN takes these toy people's faces for faces, and most others' not."""
+FACES = {"ann": 27, "bob": 16}
+"""MTCNN is sure that these toy people's faces are faces, large and small, and that FACELESS's is none."""
 FACELESS = 2
 
 
@@ -36,17 +36,15 @@ def portrait(seed: int) -> tuple[Image.Image, Image.Image]:
 
 @pytest.fixture(scope="module")
 def judges(tmp_path_factory) -> Path:
-    """facenet.safetensors as the published file, with its classifier, and a tiny CLIP."""
+    """facenet.safetensors as the published file, a tiny CLIP, and a base whose pictures show no face."""
     folder = tmp_path_factory.mktemp("judges")
-    torch.manual_seed(0)
-    save_file(InceptionResnetV1(classify=True, num_classes=3).state_dict(), folder / "facenet.safetensors")
-    text = TINY | {"vocab_size": 49408, "max_position_embeddings": 77, "eos_token_id": 49407}
-    vision = TINY | {"image_size": 16, "patch_size": 8}
-    clip = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=8))
+    make_facenet(folder / "facenet.safetensors")
+    make_faint_base(MODELS / "checkpoints/moa-toy-base.safetensors", folder / "base.safetensors")
+    clip = CLIPModel(CLIPConfig(text_config=CLIP_TEXT, vision_config=CLIP_VISION, projection_dim=8))
     clip.save_pretrained(folder / "clip")
     size = {"height": 16, "width": 16}
     CLIPProcessor(CLIPImageProcessor(size=size, crop_size=size), clip_tokenizer()).save_pretrained(folder / "clip")
-    CLIPVisionModel(CLIPVisionConfig(**vision)).save_pretrained(folder / "half")
+    CLIPVisionModel(CLIPVisionConfig(**CLIP_VISION)).save_pretrained(folder / "half")
     return folder
 
 
@@ -62,7 +60,7 @@ def command(judges, tmp_path) -> dict[str, str]:
     (tmp_path / "subjects/ann/word.txt").write_text("woman\n")
     (tmp_path / "prompts.txt").write_text("a <subject> on a beach\n\na <subject> and a <subject> in a park\n")
     return {
-        "--base": str(MODELS / "checkpoints/moa-toy-base.safetensors"),
+        "--base": str(judges / "base.safetensors"),
         "--moa": str(MODELS / "moa/moa-toy.safetensors"),
         "--subjects": str(tmp_path / "subjects"),
         "--prompts": str(tmp_path / "prompts.txt"),
@@ -84,7 +82,7 @@ def test_an_evaluation_goes_on_where_it_was_and_scores_what_lies_there(command, 
     assert run(command, images=1) == 0
     first = {path: path.stat().st_mtime_ns for path in out.glob("*/*")}
     assert sorted(p.name for p in first if p.suffix == ".png") == ["0-0.png", "0-0.png", "1-0.png", "1-0.png"]
-    # What two steps give has no face; the reference itself, in its place, is its subject to a hair.
+    # Nothing that was drawn has a face; the reference itself, in its place, is its subject to a hair.
     assert json.loads((out / "result.json").read_text())["all"]["face_missing"] == 4
     Image.open(Path(command["--subjects"]) / "ann/1.png").save(out / "ann/0-0.png")
     (out / "bob/1-0.png").unlink()
@@ -111,6 +109,20 @@ def test_an_evaluation_goes_on_where_it_was_and_scores_what_lies_there(command, 
     printed, written = capsys.readouterr().out, (out / "result.md").read_text()
     assert written in printed and r"| a \<subject> on a beach | 0.250 (0.000 to 0.500) |" in written
     assert "2 subjects" in written
+
+
+def test_processes_share_the_pictures_and_one_writes_the_figures(command):
+    out = Path(command["--out"])
+    assert run(command, images=1) == 0
+    kept = {path: path.stat().st_mtime_ns for path in out.glob("*/*")}
+    printed, logged = finish(start("training.evaluate", "paper", *itertools.chain(*command.items()), processes=2))
+    assert printed.count("2 subjects") == 1 and "4/4" in logged  # the main one's half
+    assert kept.items() <= {path: path.stat().st_mtime_ns for path in out.glob("*/*")}.items()
+    assert len(list(out.glob("*/*.png"))) == len(list(out.glob("*/*.json"))) == 8
+    together = (out / "result.json").read_text()
+    (out / "result.json").unlink()
+    assert run(command) == 0 and (out / "result.json").read_text() == together
+    assert not list(out.rglob("unfinished-*"))
 
 
 def test_other_settings_do_not_mix_into_a_folder(command, capsys):
@@ -194,6 +206,7 @@ def test_intervals_are_those_of_the_groups():
     assert mean == 0.5 and low == pytest.approx(0.402, abs=0.02) and high == pytest.approx(0.598, abs=0.02)
     assert ratio_interval([1, 2, 3], [2, 2, 4]) == (0.75, 0.5, 1.0)
     assert ratio_interval([0, 3], [0, 4]) == (0.75, 0.75, 0.75)
-    assert ratio_interval(*np.random.rand(2, 9)) != ratio_interval(*np.random.rand(2, 9), seed=1)
+    values = np.random.default_rng(0).random((2, 9))
+    assert ratio_interval(*values) == ratio_interval(*values) != ratio_interval(*values, seed=1)
     with pytest.raises(ValueError, match="something to average"):
         interval([])
