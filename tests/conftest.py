@@ -76,6 +76,14 @@ def stir(moa, seed: int = 0, scale: float = 0.3):
     return moa
 
 
+def unsaturated(base):
+    """An untrained autoencoder draws black and white alone, which hides most changes of the latents: not this one."""
+    last = base.autoencoder.decoder["layers"][-1]
+    last.weight.data *= 0.3
+    last.bias.data.fill_(0.5)
+    return base
+
+
 @pytest.fixture(scope="session")
 def toy_base():
     from training.host.toy_base import random_toy

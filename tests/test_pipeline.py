@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from conftest import unsaturated
 
 from moa_core.subject import Subject
 from toy_world.shape import IMAGE_ENCODER
@@ -13,7 +14,7 @@ QUICK = {"steps": 3, "cfg": 3.0, "seed": 5}
 
 
 def pipeline(moa) -> MoAPipeline:
-    return MoAPipeline(random_toy(0), moa)  # a U-Net of its own: a pipeline hangs its MoA onto it
+    return MoAPipeline(unsaturated(random_toy(0)), moa)  # a U-Net of its own: a pipeline hangs its MoA onto it
 
 
 def person(seed: int, word: str) -> Subject:

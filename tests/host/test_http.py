@@ -6,6 +6,7 @@ import io
 import numpy as np
 import pytest
 import torch
+from conftest import unsaturated
 from PIL import Image
 
 from training.comfyui import NAME, Server, find_comfyui, make_base_directory
@@ -27,11 +28,7 @@ def server(tmp_path_factory, toy_base, stirred_moa):
 
     base = make_base_directory(tmp_path_factory.mktemp("server"))
     with torch.inference_mode(False):
-        painter = copy.deepcopy(toy_base)
-        last = painter.autoencoder.decoder["layers"][-1]  # untrained, it would draw black and white alone
-        last.weight.data *= 0.3
-        last.bias.data.fill_(0.5)
-        save_toy(painter, base / "models/checkpoints/toy.safetensors")
+        save_toy(unsaturated(copy.deepcopy(toy_base)), base / "models/checkpoints/toy.safetensors")
         save_moa(stirred_moa, base / "models/moa/moa-toy.safetensors")
     for number, name in enumerate(("ann", "bob", "cid")):
         person(base / f"input/{name}.png", number)
