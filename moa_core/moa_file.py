@@ -19,8 +19,18 @@ FORMAT = "moa"
 FORMAT_VERSION = "1"
 
 
+LONGEST_SENTENCE = 300
+"""Characters of a refusal: it must be read in a dialog, whatever a damaged file holds."""
+STORED_AS = (torch.float16, torch.bfloat16, torch.float32)
+
+
 class MoAFileError(ValueError):
     """A sentence for the user: the file, what was expected, what was found, what to do."""
+
+    def __init__(self, file: str, problem: str, advice: str):
+        """The sentence `'<file>' <problem>: <advice>`; of a problem that goes on and on the end is left out."""
+        room = max(40, LONGEST_SENTENCE - len(f"'{file}' : {advice}"))
+        super().__init__(f"'{file}' {_short(problem, room)}: {advice}")
 
 
 def save_moa(moa: MoA, path: str | os.PathLike, dtype: torch.dtype = torch.float16) -> None:
@@ -61,51 +71,72 @@ def _read(path: Path) -> tuple[MoAConfig, dict[str, Tensor]]:
     """Configuration and weights, or a sentence why not."""
     try:
         with safe_open(path, framework="pt") as file:
-            config = _config(path, file.metadata() or {})
-            return config, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+            names = list(file.keys())
+            config = _config(path, file.metadata() or {}, len(names))
+            return config, {name: file.get_tensor(name) for name in names}
     except FileNotFoundError:
-        raise MoAFileError(f"'{path}' does not exist: put the MoA file into ComfyUI's models/moa folder") from None
+        raise MoAFileError(str(path), "does not exist", "put the MoA file into ComfyUI's models/moa folder") from None
     except (SafetensorError, OSError) as error:
         raise MoAFileError(
-            f"'{path.name}' cannot be read as a .safetensors file ({error}): it is damaged, cut short or of another "
-            f"kind. It has {path.stat().st_size:,} bytes; compare with the page it came from and download it again"
+            path.name,
+            f"cannot be read as a .safetensors file: it has {path.stat().st_size:,} bytes and is damaged, cut short or "
+            f"of another kind ({_short(str(error), 80)})",
+            "compare with the page it came from and download it again",
         ) from error
 
 
-def _config(path: Path, metadata: dict[str, str]) -> MoAConfig:
+def _config(path: Path, metadata: dict[str, str], tensors: int) -> MoAConfig:
+    """tensors: how many the file holds; no MoA of as many layers or more can come from it."""
     if metadata.get("format") != FORMAT:
         raise MoAFileError(
-            f"'{path.name}' is no MoA file: expected the format '{FORMAT}' in its metadata, found "
-            f"'{metadata.get('format', 'none')}'. Pick a moa-*.safetensors file"
+            path.name,
+            f"is no MoA file: expected the format '{FORMAT}' in its metadata, found '{metadata.get('format', 'none')}'",
+            "pick a moa-*.safetensors file",
         )
     if metadata.get("format_version") != FORMAT_VERSION:
         raise MoAFileError(
-            f"'{path.name}' has MoA format version '{metadata.get('format_version', 'none')}'; this version of the "
-            f"pack reads version '{FORMAT_VERSION}'. Update the pack, or use an older file"
+            path.name,
+            f"has MoA format version '{metadata.get('format_version', 'none')}', and this version of the pack reads "
+            f"version '{FORMAT_VERSION}'",
+            "Update the pack, or use an older file",
         )
     try:
         config = MoAConfig.from_json(json.loads(metadata["config"]))
+        layers = config.image_encoder.get("num_hidden_layers", 0)
+        if layers > tensors:  # before anyone tries to build them
+            raise ValueError(f"num_hidden_layers is {layers}, but the file holds {tensors} tensors")
         with torch.device("meta"):
             MoA(config)
         return config
-    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as error:
+    except Exception as error:  # whatever torch and transformers raise for sizes that make no sense
         raise MoAFileError(
-            f"'{path.name}' has a damaged configuration in its metadata ({type(error).__name__}: {error}): "
-            "download the file again"
+            path.name,
+            f"has a damaged configuration in its metadata ({type(error).__name__}: {_short(str(error), 120)})",
+            "download the file again",
         ) from error
 
 
 def _check(path: Path, moa: MoA, weights: dict[str, Tensor]) -> None:
-    """Every weight is there, none is left over, all have the shapes that the configuration says."""
+    """Every weight is there, none is left over, all have the shapes that the configuration says, and are numbers."""
     expected = moa.state_dict()
     wrong = [f"{name} is missing" for name in expected.keys() - weights.keys()]
-    wrong += [f"{name} is unknown" for name in weights.keys() - expected.keys()]
+    wrong += [f"{_short(name, 80)} is unknown" for name in weights.keys() - expected.keys()]
     for name in expected.keys() & weights.keys():
         if weights[name].shape != expected[name].shape:
             found, wanted = list(weights[name].shape), list(expected[name].shape)
             wrong.append(f"{name} has shape {found}, expected {wanted}")
+        if weights[name].dtype not in STORED_AS:
+            wrong.append(f"{name} is stored as {weights[name].dtype}, expected a float of 16 or 32 bits")
     if wrong:
+        others = f" (and {len(wrong) - 1} more such)" if len(wrong) > 1 else ""
         raise MoAFileError(
-            f"'{path.name}' does not hold the weights its configuration names: {'; '.join(sorted(wrong)[:3])}"
-            f"{f' and {len(wrong) - 3} more' if len(wrong) > 3 else ''}. Download the file again"
+            path.name,
+            f"does not hold the weights its configuration names: {_short(min(wrong), 150)}{others}",
+            "download the file again",
         )
+
+
+def _short(text: str, room: int) -> str:
+    """On one line of at most `room` characters."""
+    line = " ".join(text.split())
+    return line if len(line) <= room else line[: room - 1] + "…"

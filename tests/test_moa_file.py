@@ -1,10 +1,14 @@
 """The MoA file: what is saved comes back, and nothing is left half-written."""
 
 import json
+import struct
 
 import pytest
 import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 from safetensors import safe_open
+from safetensors.torch import load, save
 
 from moa_core.moa_file import MoAFileError, load_moa, save_moa
 
@@ -49,3 +53,121 @@ def test_a_failed_save_leaves_the_old_file_and_nothing_else(stirred_moa, tmp_pat
 def test_a_file_that_is_not_there(tmp_path):
     with pytest.raises(MoAFileError, match=r"gone\.safetensors' does not exist.*models/moa"):
         load_moa(tmp_path / "gone.safetensors")
+
+
+DAMAGED = "moa-damaged.safetensors"
+NUMBER = st.integers(-3, 3) | st.integers(-(2**70), 2**70) | st.floats(allow_nan=False)
+ANYTHING = st.none() | st.booleans() | NUMBER | st.text(max_size=400) | st.lists(NUMBER, max_size=3)
+
+
+@pytest.fixture(scope="module")
+def whole(stirred_moa, tmp_path_factory) -> bytes:
+    """An undamaged MoA file."""
+    path = tmp_path_factory.mktemp("whole") / "moa.safetensors"
+    save_moa(stirred_moa, path)
+    return path.read_bytes()
+
+
+@pytest.fixture(scope="module")
+def refusal(tmp_path_factory):
+    """What a file of these bytes is refused with; None if it is loaded. Always one sentence of 300 characters."""
+    path = tmp_path_factory.mktemp("damaged") / DAMAGED
+
+    def load_bytes(content: bytes) -> str | None:
+        path.write_bytes(content)
+        try:
+            load_moa(path)
+        except MoAFileError as error:
+            sentence = str(error)
+            assert f"'{DAMAGED}'" in sentence and len(sentence) <= 300 and len(sentence.splitlines()) == 1, sentence
+            return sentence
+
+    return load_bytes
+
+
+def header_size(content: bytes) -> int:
+    return 8 + struct.unpack("<Q", content[:8])[0]
+
+
+def metadata_of(content: bytes) -> dict[str, str]:
+    return json.loads(content[8 : header_size(content)])["__metadata__"]
+
+
+@given(st.data())
+@settings(max_examples=25, deadline=None, derandomize=True)
+def test_a_file_cut_short_is_refused_in_one_sentence(whole, refusal, data):
+    assert refusal(whole[: data.draw(st.integers(0, len(whole) - 1))])
+
+
+@given(st.data())
+@settings(max_examples=60, deadline=None, derandomize=True)
+def test_a_file_with_other_bytes_in_its_header_is_loaded_or_refused_in_one_sentence(whole, refusal, data):
+    content = bytearray(whole)
+    for place in data.draw(st.lists(st.integers(0, header_size(whole) - 1), min_size=1, max_size=4)):
+        content[place] = data.draw(st.integers(0, 255))
+    refusal(bytes(content))
+
+
+@given(st.data())
+@settings(max_examples=60, deadline=None, derandomize=True)
+def test_a_file_with_other_weights_is_refused_in_one_sentence(whole, refusal, data):
+    weights = load(whole)
+    for name in data.draw(st.lists(st.sampled_from(sorted(weights)), min_size=1, max_size=5, unique=True)):
+        weight = weights.pop(name)
+        change = data.draw(st.sampled_from(["drop", "rename", "reshape", "retype"]))
+        if change == "rename":
+            weights[data.draw(st.text(max_size=400)) + "'"] = weight
+        elif change == "reshape":
+            weights[name] = weight[None]
+        elif change == "retype":
+            kinds = [torch.int16, torch.bool, torch.float64, torch.complex64, torch.float8_e4m3fn]
+            weights[name] = weight.to(data.draw(st.sampled_from(kinds)))
+    assert refusal(save(weights, metadata_of(whole)))
+
+
+def leaves(value, path=()):
+    """Paths to all that is in a JSON object."""
+    if path:
+        yield path
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from leaves(inner, (*path, key))
+
+
+@given(st.data())
+@settings(max_examples=80, deadline=None, derandomize=True)
+def test_a_file_with_another_configuration_is_loaded_or_refused_in_one_sentence(whole, refusal, data):
+    metadata = metadata_of(whole)
+    config = json.loads(metadata["config"])
+    *parents, last = data.draw(st.sampled_from(list(leaves(config))))
+    inside = config
+    for key in parents:
+        inside = inside[key]
+    if data.draw(st.booleans()):
+        inside[last] = data.draw(ANYTHING)
+    else:
+        inside[data.draw(st.text(max_size=400))] = inside.pop(last)
+    refusal(save(load(whole), {**metadata, "config": json.dumps(config)}))
+
+
+@given(st.sampled_from(["format", "format_version", "config"]), st.none() | st.text(max_size=1000))
+@example("config", "[" * 100_000)
+@settings(max_examples=25, deadline=None, derandomize=True)
+def test_a_file_with_other_metadata_is_refused_in_one_sentence(whole, refusal, key, value):
+    metadata = {**metadata_of(whole), key: value}
+    assert refusal(save(load(whole), {k: v for k, v in metadata.items() if v is not None}))
+
+
+@pytest.mark.parametrize("value", [0, -1, "64", 10**12, 64.0, None, True, [64]])
+def test_a_damaged_width_of_the_routers_names_the_routers(whole, refusal, value):
+    metadata = metadata_of(whole)
+    config = {**json.loads(metadata["config"]), "router_hidden": value}
+    sentence = refusal(save(load(whole), {**metadata, "config": json.dumps(config)}))
+    assert "router_hidden" in sentence or "router.choice" in sentence
+
+
+def test_a_billion_layers_are_refused_before_they_are_built(whole, refusal):
+    metadata = metadata_of(whole)
+    config = json.loads(metadata["config"])
+    config["image_encoder"]["num_hidden_layers"] = 10**9
+    assert "num_hidden_layers is 1000000000" in refusal(save(load(whole), {**metadata, "config": json.dumps(config)}))
