@@ -8,4 +8,5 @@ except ModuleNotFoundError:
 if folder_paths is not None:
     from .nodes import comfy_entrypoint
 
-    __all__ = ["comfy_entrypoint"]
+    WEB_DIRECTORY = "./web"  # the nodes' help pages; no JavaScript
+    __all__ = ["WEB_DIRECTORY", "comfy_entrypoint"]

@@ -40,6 +40,12 @@ def prepare_reference(image: Tensor, mask: Tensor | None, size: int) -> Tensor:
     return F.interpolate(pixels[None], (size, size), mode="bicubic", antialias=True)[0]
 
 
+def show_reference(prepared: Tensor) -> Tensor:
+    """A prepared reference [3, size, size] as a picture again: [size, size, 3] in 0..1."""
+    pixels = prepared * prepared.new_tensor(STD)[:, None, None] + prepared.new_tensor(MEAN)[:, None, None]
+    return pixels.clamp(0, 1).movedim(0, -1)
+
+
 def _bounding_box(mask: Tensor) -> tuple[int, int, int, int]:
     """top, bottom, left, right around the mask, a little enlarged."""
     rows, columns = (mask > 0.5).any(dim=1).nonzero().flatten(), (mask > 0.5).any(dim=0).nonzero().flatten()

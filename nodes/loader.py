@@ -11,7 +11,7 @@ from comfy_api.latest import io
 
 from ..moa_core.moa import MoA
 from ..moa_core.moa_file import load_moa
-from .sockets import CATEGORY, MOA
+from .sockets import CATEGORY, MOA, SEARCHED
 
 
 @dataclass
@@ -34,7 +34,7 @@ class MoALoader(io.ComfyNode):
             display_name="MoA Loader",
             category=CATEGORY,
             description="Loads a MoA: the experts, routers, subject prompts and image encoder, all from one file.",
-            search_aliases=["mixture of attention", "load moa", "personalization", "face", "ip-adapter"],
+            search_aliases=["load moa", *SEARCHED],
             inputs=[
                 io.Combo.Input(
                     "moa_name",
@@ -42,7 +42,7 @@ class MoALoader(io.ComfyNode):
                     tooltip="A moa-*.safetensors file in models/moa. It must be made for your checkpoint's family.",
                 )
             ],
-            outputs=[MOA.Output()],
+            outputs=[MOA.Output(tooltip="For Subject Encoder and MoA Patch Model.")],
         )
 
     @classmethod

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import logging
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from ..moa_core.trace import Trace
 from ..moa_core.unet_call import UNetCall
 from .bound_rows import MODEL_COND, CONDBindings, Rows
 from .clip_binding import BOUND_PROMPT, NotedPrompt
+from .messages import Message, NodeText
 
 KEY = "moa"
 RUNS_KEPT = 4
@@ -70,9 +70,11 @@ class MoAHooks:
         start_percent: float,
         end_percent: float,
         sparse: bool,
+        text: NodeText | None = None,
     ):
         self.mixture, self.subjects, self.strength, self.sparse = mixture, subjects, strength, sparse
         self.start_percent, self.end_percent = start_percent, end_percent
+        self.text = text or NodeText()
         self.runs: deque[PastRun] = deque(maxlen=RUNS_KEPT)
         """The last runs, the newest last."""
         self._run: Run | None = None
@@ -92,8 +94,7 @@ class MoAHooks:
         bindings = [_bindings(name, c, len(noise)) for name, conds in guider.conds.items() for c in conds]
         positives = [binding.prompt for binding in bindings if binding.positive]
         missing = missing_subjects(self.subjects, positives)
-        for sentence in missing:
-            logging.warning(sentence)
+        self.text.say(missing)
         bound = any(prompt is not None and prompt.bindings for prompt in positives)
         if bound:
             for conditioning, binding in zip(itertools.chain(*guider.conds.values()), bindings, strict=True):
@@ -109,7 +110,7 @@ class MoAHooks:
         finally:
             self._run = outer
         run.trace.to_cpu()
-        self.runs.append(PastRun(samples.detach().cpu(), run.trace, missing, bound))
+        self.runs.append(PastRun(samples.detach().cpu(), run.trace, [str(message) for message in missing], bound))
         return samples
 
     def call_unet(self, executor, *args, **kwargs):
@@ -165,25 +166,34 @@ def _bindings(name: str, conditioning: dict, pictures: int) -> CONDBindings:
     return CONDBindings.of_batch(pictures, prompt, text.shape[1] if text is not None else 1, positive)
 
 
-def missing_subjects(subjects: Sequence[Subject], prompts: list[BoundPrompt | None]) -> list[str]:
-    """A sentence for every subject that no positive prompt carries."""
+def missing_subjects(subjects: Sequence[Subject], prompts: list[BoundPrompt | None]) -> list[Message]:
+    """A message for every subject that no positive prompt carries."""
     known = [prompt for prompt in prompts if prompt is not None]
     if subjects and not known:
         return [
-            "MoA: no subject will appear, because no positive prompt carries what MoA Patch Model's CLIP noted. "
-            "Connect it to the positive prompt's CLIPTextEncode; an encoder with a conditioning of its own drops it."
+            Message(
+                "No subject will appear: the prompt comes from another CLIP.",
+                "No positive prompt carries what MoA Patch Model's CLIP noted. Connect it to the positive prompt's "
+                "CLIPTextEncode; an encoder with a conditioning of its own drops it.",
+            )
         ]
     bound = {id(binding.subject) for prompt in known for binding in prompt.bindings}
     quoted = " and ".join(dict.fromkeys(f"'{prompt.prompt}'" for prompt in known))
-    sentences = []
+    messages = []
     for number, subject in enumerate(subjects):
         if id(subject) not in bound:
             same = sum(other.word == subject.word for other in subjects[: number + 1])
-            sentences.append(
-                f"MoA: subject{number} will not appear: the prompt {quoted} does not hold the word '{subject.word}'"
-                f"{'' if same == 1 else f' {same} times'}. Write it there, or change the word in Subject Encoder."
+            lack, times = (
+                (f"no '{subject.word}'", "") if same == 1 else (f"not {same} '{subject.word}'", f" {same} times")
             )
-    return sentences
+            messages.append(
+                Message(
+                    f"subject{number} will not appear: {lack} in the prompt.",
+                    f"The prompt {quoted} does not hold the word '{subject.word}'{times}. Write it there, or change "
+                    "the word in Subject Encoder.",
+                )
+            )
+    return messages
 
 
 def _attention(transformer_options: dict) -> Attend:

@@ -10,10 +10,17 @@ from comfy_api.latest import io
 from ..moa_core.address import Address, BlockShape
 from .clip_binding import bind_subjects, clip_l_tokenizer
 from .loader import LoadedMoA
+from .messages import Message, NodeText
 from .model_hooks import KEY, MoAHooks
-from .sockets import CATEGORY, MOA, MOA_SUBJECT
+from .sockets import CATEGORY, MOA, MOA_SUBJECT, SEARCHED
 
 MOST_SUBJECTS = 8
+NO_SUBJECT = Message("No subject is connected: MoA adds nobody.", "Connect a Subject Encoder to MoA Patch Model.")
+TWO_MOAS = Message(
+    "This MODEL already has a MoA.",
+    "One MoA carries up to 8 subjects: connect them all to one MoA Patch Model, and connect the MODEL from before it "
+    "here",
+)
 
 
 class MoAPatchModel(io.ComfyNode):
@@ -28,7 +35,7 @@ class MoAPatchModel(io.ComfyNode):
                 "rest; write the prompt in an ordinary CLIPTextEncode and name each subject by its word: "
                 "'a man and a woman in Paris'."
             ),
-            search_aliases=["mixture of attention", "personalize", "apply moa", "face", "ip-adapter", "instantid"],
+            search_aliases=["apply moa", "personalize", *SEARCHED],
             inputs=[
                 io.Model.Input("model", tooltip="The checkpoint's MODEL; LoRAs may come before or after."),
                 io.Clip.Input("clip", tooltip="The checkpoint's CLIP."),
@@ -60,6 +67,7 @@ class MoAPatchModel(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.01,
+                    advanced=True,
                     tooltip="MoA begins at this part of the sampling. Later keeps more of the composition.",
                 ),
                 io.Float.Input(
@@ -68,17 +76,22 @@ class MoAPatchModel(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.01,
+                    advanced=True,
                     tooltip="MoA ends at this part of the sampling.",
                 ),
                 io.Combo.Input(
                     "routing",
                     options=["sparse", "dense"],
                     default="sparse",
+                    advanced=True,
                     tooltip="sparse: after the first steps, only where the subjects are; faster, and keeps more of the "
                     "rest. dense: everywhere, as in the paper.",
                 ),
             ],
-            outputs=[io.Model.Output(), io.Clip.Output()],
+            outputs=[
+                io.Model.Output(tooltip="For the KSampler, and for Router Visualizer."),
+                io.Clip.Output(tooltip="For the CLIPTextEncode of the positive prompt: it notes where the words are."),
+            ],
         )
 
     @classmethod
@@ -93,6 +106,10 @@ class MoAPatchModel(io.ComfyNode):
         end_percent: float = 1.0,
         routing: str = "sparse",
     ) -> io.NodeOutput:
+        text = NodeText()
+        if model.get_attachment(KEY) is not None:
+            text.say([TWO_MOAS])
+            raise ValueError(f"MoA Patch Model: {TWO_MOAS}")
         _check_fit(model, clip, moa)
         chosen = [subject for _, subject in sorted((subjects or {}).items()) if subject is not None]
         for number, subject in enumerate(chosen):
@@ -102,20 +119,16 @@ class MoAPatchModel(io.ComfyNode):
                     f"{subject.features.shape[-1]}, '{moa.name}' reads {moa.moa.config.feature_dim}. "
                     "Encode it with the same MoA"
                 )
+        text.say([] if chosen else [NO_SUBJECT])
         patched = model.clone()
         if strength > 0.0:
-            hooks = MoAHooks(moa.moa.mixture, chosen, strength, start_percent, end_percent, routing == "sparse")
+            hooks = MoAHooks(moa.moa.mixture, chosen, strength, start_percent, end_percent, routing == "sparse", text)
             hooks.attach(patched, moa.mixture.clone())
         return io.NodeOutput(patched, bind_subjects(clip.clone(), chosen))
 
 
 def _check_fit(model: ModelPatcher, clip: comfy.sd.CLIP, moa: LoadedMoA) -> None:
     """Raises a ValueError that names both sides where MoA and model do not fit."""
-    if model.get_attachment(KEY) is not None:
-        raise ValueError(
-            "MoA Patch Model: this MODEL already has a MoA. One MoA carries up to 8 subjects: connect them all to one "
-            "MoA Patch Model, and connect the MODEL from before it here"
-        )
     config, found = moa.moa.config, _unet_blocks(model)
     family = type(model.model.model_config).__name__
     if found != config.blocks:

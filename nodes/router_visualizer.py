@@ -25,7 +25,7 @@ class MoARouterVisualizer(io.ComfyNode):
                 "Shows what the routers chose while a picture was sampled: the expert's share by layer and timestep, "
                 "and the subject area as a mask for inpainting or detailing."
             ),
-            search_aliases=["moa mask", "subject mask", "attention map", "router map"],
+            search_aliases=["moa mask", "subject mask", "attention map", "router map", "person mask", "face mask"],
             inputs=[
                 io.Model.Input("model", tooltip="The patched MODEL that the KSampler used."),
                 io.Latent.Input("samples", tooltip="The KSampler's LATENT."),
@@ -33,7 +33,10 @@ class MoARouterVisualizer(io.ComfyNode):
                     "image", optional=True, tooltip="The decoded picture; the subject area is drawn over it."
                 ),
             ],
-            outputs=[io.Image.Output(), io.Mask.Output()],
+            outputs=[
+                io.Image.Output(tooltip="The subject area, and the expert's share by layer and timestep."),
+                io.Mask.Output(tooltip="White where the subjects are, at the size of the picture."),
+            ],
         )
 
     @classmethod

@@ -1,20 +1,22 @@
 """Subject Encoder: reference pictures of one person -> SUBJECT."""
 
-import logging
-
 import comfy.model_management as mm
 import comfy.utils
 import torch
-import torch.nn.functional as F
-from comfy_api.latest import io
+from comfy_api.latest import io, ui
 from torch import Tensor
 
-from ..moa_core.reference import prepare_reference
+from ..moa_core.reference import prepare_reference, show_reference
 from ..moa_core.subject import Subject
 from .loader import LoadedMoA
-from .sockets import CATEGORY, MOA, MOA_SUBJECT
+from .messages import NodeText
+from .reference_masks import doubts, reference_masks
+from .sockets import CATEGORY, MOA, MOA_SUBJECT, SEARCHED
 
 PICTURES_AT_ONCE = 8
+KEEP_PREVIEW = {"has_intermediate_output": True} if hasattr(io.Schema, "has_intermediate_output") else {}
+"""Shows the preview again where the subject comes from the cache; ComfyUI 0.12 has no such flag."""
+NO_WORD = "'word' is empty. Enter the word of your prompt that names the person: man"
 
 
 class MoASubjectEncoder(io.ComfyNode):
@@ -26,9 +28,10 @@ class MoASubjectEncoder(io.ComfyNode):
             category=CATEGORY,
             description=(
                 "Turns reference pictures of one person into a subject for MoA Patch Model. Best: one person, "
-                "face well visible, background masked out. A batch is several pictures of the same person."
+                "face well visible, background masked out. A batch is several pictures of the same person. The node "
+                "shows what it encodes."
             ),
-            search_aliases=["moa subject", "reference image", "face reference", "encode person"],
+            search_aliases=["moa subject", "reference image", "encode person", *SEARCHED],
             inputs=[
                 MOA.Input("moa", tooltip="From MoA Loader."),
                 io.Image.Input("image", tooltip="One picture of the person, or a batch of pictures of the same one."),
@@ -43,30 +46,38 @@ class MoASubjectEncoder(io.ComfyNode):
                 io.Mask.Input(
                     "mask",
                     optional=True,
-                    tooltip="White on the person; the rest is left out. An all-black mask counts as none.",
+                    tooltip=(
+                        "White on the person; the rest is left out. Load Image's MASK is the background: put "
+                        "InvertMask between. An all-black mask counts as none."
+                    ),
                 ),
             ],
-            outputs=[MOA_SUBJECT.Output(display_name="SUBJECT")],
+            **KEEP_PREVIEW,
+            outputs=[MOA_SUBJECT.Output(display_name="SUBJECT", tooltip="For MoA Patch Model or Subject Interpolate.")],
         )
+
+    @classmethod
+    def validate_inputs(cls, word: str | None) -> bool | str:
+        return NO_WORD if word is not None and not word.strip() else True  # None: it comes from another node
 
     @classmethod
     def execute(cls, moa: LoadedMoA, image: Tensor, word: str, mask: Tensor | None = None) -> io.NodeOutput:
         word = word.strip()
         if not word:
-            raise ValueError(
-                "Subject Encoder: 'word' is empty. Enter the word of your prompt that names the person: man"
-            )
-        masks = _masks(image, mask)
+            raise ValueError(f"Subject Encoder: {NO_WORD}")
+        masks = reference_masks(image, mask)
+        NodeText().say(doubts(image, mask, masks))
         mm.load_models_gpu([moa.image_encoder])
         encoder, device = moa.moa.image_encoder, moa.image_encoder.load_device
         dtype = next(encoder.parameters()).dtype
         progress = comfy.utils.ProgressBar(len(image))
-        features = []
+        features, shown = [], []
         for start in range(0, len(image), PICTURES_AT_ONCE):
             mm.throw_exception_if_processing_interrupted()
             pictures = image[start : start + PICTURES_AT_ONCE, ..., :3]
             own_masks = masks[start : start + PICTURES_AT_ONCE]
             prepared = [prepare_reference(p, m, encoder.size) for p, m in zip(pictures, own_masks, strict=True)]
+            shown += map(show_reference, prepared)
             features.append(encoder(torch.stack(prepared).to(device, dtype)).float().cpu())
             progress.update(len(pictures))
         feature = torch.cat(features).mean(dim=0, keepdim=True)  # [1, F]
@@ -75,29 +86,4 @@ class MoASubjectEncoder(io.ComfyNode):
                 f"Subject Encoder: the features of '{word}' hold NaN or infinite numbers. Either the picture does "
                 f"(connect another), or '{moa.name}' is damaged (download it again)"
             )
-        return io.NodeOutput(Subject(feature, word, word))
-
-
-def _masks(image: Tensor, mask: Tensor | None) -> list[Tensor | None]:
-    """One mask [H, W] or None for every picture of image [P, H, W, 3 or 4]."""
-    count, height, width, channels = image.shape
-    if mask is None:
-        if channels < 4:
-            return [None] * count
-        logging.info("MoA: the reference picture has an alpha channel; it serves as the mask.")
-        mask = image[..., 3]
-    if mask.ndim == 2:
-        mask = mask[None]
-    if mask.shape[0] not in (1, count):
-        raise ValueError(
-            f"Subject Encoder: {mask.shape[0]} masks for {count} pictures. Connect one mask, or one for each picture"
-        )
-    if mask.shape[1:] != (height, width):
-        logging.info(
-            "MoA: the mask is %dx%d, the picture %dx%d; the mask is scaled.", *mask.shape[:0:-1], width, height
-        )
-        mask = F.interpolate(mask[:, None].float(), (height, width), mode="bilinear", align_corners=False)[:, 0]
-    masks = [m if bool((m > 0.5).any()) else None for m in mask.expand(count, -1, -1)]
-    if None in masks:  # LoadImage hands out black masks for pictures without transparency
-        logging.info("MoA: an all-black mask counts as none; the whole reference picture is used.")
-    return masks
+        return io.NodeOutput(Subject(feature, word, word), ui=ui.PreviewImage(torch.stack(shown)))

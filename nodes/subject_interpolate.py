@@ -18,7 +18,7 @@ class MoASubjectInterpolate(io.ComfyNode):
                 "batch_size to the same number and one KSampler run renders it. LatentBatchSeedBehavior (fixed) "
                 "before the KSampler starts all of them from the same noise, so that the scene stays."
             ),
-            search_aliases=["moa morph", "blend faces", "mix subjects", "morph"],
+            search_aliases=["moa morph", "blend faces", "mix subjects", "morph", "face morph", "interpolate people"],
             inputs=[
                 MOA_SUBJECT.Input("subject_a", tooltip="Where the blend starts; the result binds to its word."),
                 MOA_SUBJECT.Input("subject_b", tooltip="Where the blend ends."),
@@ -44,7 +44,9 @@ class MoASubjectInterpolate(io.ComfyNode):
                     tooltip="linear: straight. slerp: along the arc, which keeps the features' strength.",
                 ),
             ],
-            outputs=[MOA_SUBJECT.Output(display_name="SUBJECT")],
+            outputs=[
+                MOA_SUBJECT.Output(display_name="SUBJECT", tooltip="For MoA Patch Model; bound to subject_a's word.")
+            ],
         )
 
     @classmethod

@@ -44,6 +44,14 @@ class ToyLatents(comfy.latent_formats.LatentFormat):
     """The toy autoencoder's latents are already of the diffusion model's scale."""
 
     scale_factor = 1.0
+    # What previews show while sampling; fitted to the shipped autoencoder by `python -m training.toy latent-rgb`.
+    latent_rgb_factors = [
+        [-0.0862, 0.1541, 0.3181],
+        [-0.2923, -0.0505, 0.2058],
+        [-0.2902, -0.3448, -0.2677],
+        [-0.0715, -0.0650, -0.0432],
+    ]
+    latent_rgb_factors_bias = [0.2878, 0.1891, 0.1537]
 
 
 class MoAToy(comfy.supported_models.SD15):

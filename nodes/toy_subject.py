@@ -37,7 +37,10 @@ class MoAToySubject(io.ComfyNode):
                     tooltip="Whom to draw. Enter the same word in Subject Encoder and use it in the prompt.",
                 ),
             ],
-            outputs=[io.Image.Output(), io.Mask.Output()],
+            outputs=[
+                io.Image.Output(tooltip="The person before a plain background."),
+                io.Mask.Output(tooltip="White on the person."),
+            ],
         )
 
     @classmethod

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import logging
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
@@ -149,6 +150,11 @@ def test_an_empty_word(host, moa, word):
         host.subject(moa, word=word)
 
 
+def test_no_subject_is_told(host, loaded, moa, caplog):
+    host.patch(loaded[0], loaded[1], moa)
+    assert "No subject is connected" in caplog.text
+
+
 def test_a_word_that_the_tokenizer_does_not_see(host, loaded, moa):
     model, clip, _ = loaded
     with pytest.raises(ValueError, match="word 'embedding:none' .* no token"):
@@ -232,6 +238,41 @@ def test_masks_of_another_size_count_or_all_black(host, moa):
     assert torch.equal(encode(host, moa, picture, torch.zeros(1, 64, 64)), encode(host, moa, picture))
     with pytest.raises(ValueError, match="3 masks for 2 pictures"):
         encode(host, moa, picture, mask.expand(3, -1, -1))
+
+
+def test_a_mask_of_the_background_is_doubted_and_one_of_the_person_is_not(host, moa, caplog):
+    image, mask = host.run("MoAToySubject", 3, "standing", "man")
+    close_up = torch.ones_like(mask)
+    close_up[:, :40, :10] = 0.0
+    for connected, doubted in ((mask, False), (1 - mask, True), (close_up, False), (torch.ones_like(mask), False)):
+        caplog.clear()
+        encode(host, moa, image, connected)
+        assert any("InvertMask" in r.getMessage() or "background" in r.getMessage() for r in caplog.records) == doubted
+
+
+def test_a_mask_of_another_size_is_told_unless_it_is_of_one_colour(host, moa, caplog):
+    image, mask = host.run("MoAToySubject", 3, "standing", "man")
+    for connected, told in ((mask[:, ::2, ::2], True), (torch.ones(1, 64, 64), False), (mask, False)):
+        caplog.clear()
+        encode(host, moa, image, connected)
+        assert any("mask is 64x64, the picture 128x128" in r.getMessage() for r in caplog.records) == told
+
+
+def test_the_prepared_reference_is_what_the_node_shows(host, moa):
+    """With its mask the person on grey; without, the whole picture."""
+    from PIL import Image
+
+    image, mask = host.run("MoAToySubject", 3, "standing", "man")
+    encoder = host.nodes["MoASubjectEncoder"]
+    shown = []
+    for connected in (mask, None, 1 - mask):
+        (file,) = encoder.execute(moa, image * 0.5, "man", connected).ui.as_dict()["images"]
+        shown.append(np.asarray(Image.open(host.base / "temp" / file["filename"])).astype(int))
+    person, whole, background = shown
+    grey = np.array([123, 117, 104])
+    assert whole.shape == (64, 64, 3)
+    assert abs(person[:3, :3] - grey).max() <= 2 and abs(whole[:3, :3] - grey).max() > 20
+    assert abs(background[40:, 28:36] - grey).max() <= 8
 
 
 def test_nan_in_features(host, moa):

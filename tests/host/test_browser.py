@@ -1,14 +1,30 @@
 """The real frontend in a headless Chromium: what someone sees who opens a template and presses Run."""
 
 import json
+import re
+import time
 
 import pytest
 from browser import find_browser
+from layout import fit, links_behind_nodes, nodes_on_nodes, smallest_note, unread_notes
 
 from training.comfyui import NAME
 from workflows import NAMES, read, to_api
 
 OURS = ("moa", NAME)
+DESIGNS = ["classic", "new"]
+SEARCHES = [
+    "face", "person", "people", "portrait", "identity", "character", "consistent character", "face swap", "swap",
+    "morph", "photomaker", "pulid", "faceid", "ip-adapter", "instantid",
+]  # fmt: skip
+SHOWN = {
+    "classic": "() => { const [i] = app.graph._nodes.find(n => n.type === 'MoASubjectEncoder').imgs;"
+    " return [i.src, i.naturalWidth, i.naturalHeight] }",
+    "new": "() => { const { id } = app.graph._nodes.find(n => n.type === 'MoASubjectEncoder');"
+    " const i = document.querySelector(`[data-node-id='${id}'] img`);"
+    " return [i.src, i.naturalWidth, i.naturalHeight] }",
+}
+"""Address and size of the picture on Subject Encoder."""
 
 
 @pytest.fixture(scope="module")
@@ -29,18 +45,43 @@ def page(fresh_server):
         browser.close()
 
 
-def load(page, name) -> dict:
-    """Open a workflow; what the frontend would send to ComfyUI for it."""
+def load(page, name, design="classic") -> dict:
+    """Open a workflow in the classic or the new node design; what the frontend would send to ComfyUI for it."""
+    page.evaluate("on => app.extensionManager.setting.set('Comfy.VueNodes.Enabled', on)", design == "new")
     page.evaluate("async text => { await window.app.loadGraphData(JSON.parse(text)) }", json.dumps(read(name)))
     page.wait_for_timeout(1000)
     return json.loads(page.evaluate("async () => JSON.stringify((await window.app.graphToPrompt()).output)"))
 
 
+def press_run(page, server) -> None:
+    """Press Run, and wait until the server is done with it."""
+    before = len(server.get("/history"))
+    page.get_by_role("button", name="Run", exact=True).first.click()
+    deadline = time.monotonic() + 240
+    while len(server.get("/history")) == before:
+        assert time.monotonic() < deadline, "the run did not end"
+        page.wait_for_timeout(300)
+    page.wait_for_timeout(1500)
+
+
+def screenshot(page, path) -> None:
+    page.screenshot(path=path)
+    print(f"screenshot: {path}")
+
+
+def set_widget(page, node: str, widget: str, value) -> None:
+    """A value into a widget of the first node of that title or type."""
+    page.evaluate(
+        "([node, widget, value]) => { app.graph._nodes.find(n => n.title === node || n.type === node)"
+        ".widgets.find(w => w.name === widget).value = value }",
+        [node, widget, value],
+    )
+
+
+@pytest.mark.parametrize("design", DESIGNS)
 @pytest.mark.parametrize("name", NAMES)
-def test_a_workflow_opens_whole(page, fresh_server, tmp_path, name):
-    sent = load(page, name)
-    page.screenshot(path=tmp_path / f"{name}.png")
-    print(f"screenshot: {tmp_path / name}.png")
+def test_a_workflow_opens_whole(page, fresh_server, tmp_path, name, design):
+    sent = load(page, name, design)
     ours = to_api(read(name), fresh_server.get("/object_info"))
     assert {node: {k: c[k] for k in ("class_type", "inputs")} for node, c in sent.items()} == ours
     missing = page.evaluate(
@@ -48,24 +89,85 @@ def test_a_workflow_opens_whole(page, fresh_server, tmp_path, name):
     )
     assert missing == []
     assert not page.get_by_text("Missing", exact=False).filter(visible=True).count()
-    boxes = page.evaluate("() => app.graph._nodes.map(n => [n.title, ...n.pos, ...n.size])")
-    for i, (title, x, y, w, h) in enumerate(boxes):
-        for other, x2, y2, w2, h2 in boxes[:i]:
-            apart = x + w <= x2 or x2 + w2 <= x or y + h <= y2 - 30 or y2 + h2 <= y - 30  # 30: a title's height
-            assert apart, f"{title} lies on {other}"
-    page.evaluate("app.extensionManager.command.execute('Comfy.Canvas.FitView')")  # as the template browser does
-    page.wait_for_function("() => app.canvas.ds.scale > 8 / 14", timeout=5000)  # smaller, and no text is drawn
+    assert fit(page) > 8 / 14  # smaller, and no text is drawn
+    screenshot(page, tmp_path / f"{name}.png")
+    assert smallest_note(page) > 7.5
+    assert unread_notes(page) + nodes_on_nodes(page) + links_behind_nodes(page) == []
     assert [c for c in page.complaints if any(name in c for name in OURS)] == []
 
 
 def test_run_shows_a_picture(page, fresh_server, tmp_path):
-    load(page, "moa_single_subject")
-    page.get_by_role("button", name="Run", exact=True).first.click()
+    load(page, "One person")
+    press_run(page, fresh_server)
     shown = "app.graph._nodes.find(n => n.type === 'SaveImage').imgs?.[0]?.naturalWidth"
-    page.wait_for_function(f"() => {shown} === 128", timeout=120_000)
-    page.wait_for_timeout(1000)
-    page.screenshot(path=tmp_path / "run.png")
-    print(f"screenshot: {tmp_path}/run.png")
+    page.wait_for_function(f"() => {shown} === 128", timeout=20_000)
+    screenshot(page, tmp_path / "run.png")
     statuses = [entry["status"]["status_str"] for entry in fresh_server.get("/history").values()]
-    assert statuses == ["success"]
+    assert set(statuses) == {"success"}
     assert [c for c in page.complaints if any(name in c for name in OURS)] == []
+
+
+@pytest.mark.parametrize("design", DESIGNS)
+def test_what_is_amiss_stands_on_the_node_until_it_is_mended(page, fresh_server, tmp_path, design):
+    load(page, "One person", design)
+    set_widget(page, "KSampler", "steps", 2)
+    for prompt, amiss in (("a dog on a beach", True), ("a man on a beach", False)):
+        set_widget(page, "Prompt", "text", prompt)
+        press_run(page, fresh_server)
+        screenshot(page, tmp_path / f"{prompt}.png")
+        warning = page.get_by_text("subject0 will not appear: no 'man' in the prompt.").filter(visible=True)
+        assert warning.count() == amiss
+
+
+@pytest.mark.parametrize("design", DESIGNS)
+def test_subject_encoder_shows_what_it_encodes_and_doubts_a_mask_of_the_background(
+    page, fresh_server, tmp_path, design
+):
+    load(page, "One person", design)
+    set_widget(page, "KSampler", "steps", 2)
+    set_widget(page, "MoAToySubject", "seed", 100 + DESIGNS.index(design))  # nobody's that is in ComfyUI's cache
+    doubt = page.get_by_text("The mask looks like the background: try InvertMask.").filter(visible=True)
+    shown = []
+    for inverted in (False, True):
+        if inverted:
+            page.evaluate(
+                "() => { const [toy, encoder] = ['MoAToySubject', 'MoASubjectEncoder'].map(type =>"
+                " app.graph._nodes.find(n => n.type === type)), invert = LiteGraph.createNode('InvertMask');"
+                " app.graph.add(invert); toy.connect(1, invert, 0); invert.connect(0, encoder, 2) }"
+            )
+        press_run(page, fresh_server)
+        screenshot(page, tmp_path / f"inverted {inverted}.png")
+        assert doubt.count() == inverted
+        shown.append(page.evaluate(SHOWN[design]))
+    assert [size for _, *size in shown] == [[64, 64], [64, 64]] and shown[0][0] != shown[1][0]
+
+
+@pytest.mark.parametrize("word", SEARCHES)
+def test_a_search_finds_the_nodes(page, word):
+    page.evaluate("() => app.graph.clear()")
+    page.evaluate("app.extensionManager.command.execute('Workspace.SearchBox.Toggle')")
+    page.get_by_placeholder("Add a node").fill(word)
+    page.wait_for_timeout(1500)
+    found = page.get_by_role("option").filter(has_text=re.compile("MoA|Subject")).filter(visible=True)
+    assert found.count() >= 1
+    page.keyboard.press("Escape")
+    page.wait_for_timeout(300)
+
+
+def test_the_help_of_every_node_is_a_page_with_a_picture(page, fresh_server, tmp_path):
+    load(page, "One person")  # anything, for the canvas
+    ours = [name for name, node in fresh_server.get("/object_info").items() if node["python_module"].endswith(NAME)]
+    for name in ours:
+        page.evaluate(
+            "name => { app.graph.clear(); const node = LiteGraph.createNode(name); app.graph.add(node);"
+            " node.pos = [400, 300]; app.canvas.selectNode(node) }",
+            name,
+        )
+        page.get_by_test_id("info-button").click()
+        page.get_by_role("heading", name="When it goes wrong").wait_for(timeout=20_000)
+        page.wait_for_timeout(500)
+        screenshot(page, tmp_path / f"{name}.png")
+        pictures = page.evaluate(
+            "() => [...document.querySelectorAll('.node-help-content img')].map(e => e.naturalWidth)"
+        )
+        assert len(pictures) == 1 and pictures[0] >= 200, name

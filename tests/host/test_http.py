@@ -126,9 +126,26 @@ def test_the_nodes_describe_themselves(server):
 
 
 def test_errors_reach_the_user_as_sentences(server):
-    with pytest.raises(RuntimeError, match="MoASubjectEncoder: .*'word' is empty"):
+    with pytest.raises(RuntimeError, match='refused .*word - \'word\' is empty.*"input_name": "word"'):
         server.queue(workflow("ann", "bob", words=("man", "")))
     server.queue(workflow("ann", "bob", words=("man", "dragon"), seed=11))
     log = server.log.read_text()
-    assert log.count("subject1 will not appear: the prompt 'a man and a woman' does not hold the word 'dragon'") == 1
+    assert (
+        log.count("subject1 will not appear: no 'dragon' in the prompt. The prompt 'a man and a woman' does not hold")
+        == 1
+    )
     assert "Traceback" not in log.split("Starting server")[-1].split("'word' is empty")[-1]
+
+
+def test_chinese_names_and_tooltips_are_served_for_every_node_input_and_output(server):
+    chinese = server.get("/i18n")["zh"]["nodeDefs"]
+    for name, node in server.get("/object_info").items():
+        if not node["python_module"].endswith(NAME):
+            continue
+        own = chinese[name]
+        assert own["display_name"] and own["description"]
+        inputs = [key for group in node["input"].values() for key in group]
+        assert sorted(own["inputs"]) == sorted(inputs), name
+        assert sorted(own["outputs"]) == [str(i) for i in range(len(node["output"]))], name
+        assert all(text["tooltip"] for text in (*own["inputs"].values(), *own["outputs"].values()))
+        assert all(node["output_tooltips"]), name

@@ -30,7 +30,7 @@ def package(tmp_path_factory):
 
 def test_a_user_downloads_what_the_nodes_need_and_the_readme_shows_and_nothing_else(package):
     files = package.namelist()
-    needed = {"__init__.py", "nodes", "moa_core", "toy_world", "models", "workflows"}
+    needed = {"__init__.py", "nodes", "moa_core", "toy_world", "models", "workflows", "web", "locales"}
     about = {"LICENSE", "README.md", "pyproject.toml", "requirements.txt", "docs"}
     assert {name.split("/")[0] for name in files} == needed | about
     shown = re.findall(r"!\[.*?\]\((.+?)\)", package.read("README.md").decode())
@@ -38,13 +38,13 @@ def test_a_user_downloads_what_the_nodes_need_and_the_readme_shows_and_nothing_e
     assert {f"workflows/{name}{kind}" for name in NAMES for kind in (".json", ".jpg")} <= set(files)
 
 
-def test_the_single_subject_template_runs_from_the_package_alone(package, tmp_path):
+def test_the_template_of_one_person_runs_from_the_package_alone(package, tmp_path):
     base = make_base_directory(tmp_path)
     folder = base / "custom_nodes" / NAME
     folder.unlink()  # the link to this checkout
     package.extractall(folder)
     with Server(find_comfyui(), base) as server:
-        workflow = server.get(f"/api/workflow_templates/{NAME}/moa_single_subject.json")
+        workflow = server.get(f"/api/workflow_templates/{NAME}/One%20person.json")
         entry = server.queue(to_api(workflow, server.get("/object_info")))
         saved = next(str(node["id"]) for node in workflow["nodes"] if node["type"] == "SaveImage")
         picture = Image.open(io.BytesIO(server.pictures(entry, saved)[0]))

@@ -87,6 +87,18 @@ def add_assemble(commands: argparse._SubParsersAction) -> None:
     command.set_defaults(act=assemble)
 
 
+def add_latent_rgb(commands: argparse._SubParsersAction) -> None:
+    command = commands.add_parser("latent-rgb", help="print the colours of the base model's latents, for previews")
+    command.add_argument("--base", type=Path, required=True, help="the checkpoint that `assemble` wrote")
+
+    def latent_rgb(options: dict) -> None:
+        from training.toy.pretrain.latent_rgb import print_latent_rgb
+
+        print_latent_rgb(**options)
+
+    command.set_defaults(act=latent_rgb)
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m training.toy", description="The toy world.")
     commands = parser.add_subparsers(dest="command", required=True)
@@ -94,6 +106,7 @@ def main(argv: list[str] | None = None) -> int:
     for name, part in PARTS.items():
         add_part(commands, name, part)
     add_assemble(commands)
+    add_latent_rgb(commands)
     options = vars(parser.parse_args(argv))
     command, act = options.pop("command"), options.pop("act")
     try:

@@ -1,0 +1,64 @@
+"""The masks of reference pictures: white on the person."""
+
+from __future__ import annotations
+
+import logging
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from .messages import Message
+
+
+def reference_masks(image: Tensor, mask: Tensor | None) -> list[Tensor | None]:
+    """One mask [H, W] or None for every picture of image [P, H, W, 3 or 4]."""
+    count, height, width, channels = image.shape
+    if mask is None:
+        if channels < 4:
+            return [None] * count
+        logging.info("MoA: the reference picture has an alpha channel; it serves as the mask.")
+        mask = image[..., 3]
+    if mask.ndim == 2:
+        mask = mask[None]
+    if mask.shape[0] not in (1, count):
+        raise ValueError(
+            f"Subject Encoder: {mask.shape[0]} masks for {count} pictures. Connect one mask, or one for each picture"
+        )
+    if mask.shape[1:] != (height, width):
+        mask = F.interpolate(mask[:, None].float(), (height, width), mode="bilinear", align_corners=False)[:, 0]
+    masks = [m if bool((m > 0.5).any()) else None for m in mask.expand(count, -1, -1)]
+    if None in masks:  # LoadImage hands out black masks for pictures without transparency
+        logging.info("MoA: an all-black mask counts as none; the whole reference picture is used.")
+    return masks
+
+
+def doubts(image: Tensor, mask: Tensor | None, masks: list[Tensor | None]) -> list[Message]:
+    """What may be wrong with a mask that was connected; masks: as they are used."""
+    found = []
+    used = [m for m in masks if m is not None]
+    if mask is None or not used:
+        return found
+    size, wanted = mask.shape[-2:], image.shape[1:3]
+    if size != wanted and mask.min() < mask.max():  # of one colour: Load Image's for a picture without transparency
+        found.append(
+            Message(
+                f"The mask is {size[1]}x{size[0]}, the picture {wanted[1]}x{wanted[0]}.",
+                "The mask is scaled. Connect the mask of this picture to Subject Encoder.",
+            )
+        )
+    if any(map(_is_background, used)):
+        found.append(
+            Message(
+                "The mask looks like the background: try InvertMask.",
+                "It covers the edge of the picture and less of its middle. Load Image's MASK is white where the "
+                "picture is transparent; Subject Encoder wants white on the person.",
+            )
+        )
+    return found
+
+
+def _is_background(mask: Tensor) -> bool:
+    """Whether a mask [H, W] covers most of the picture's edge, and of what lies inside a good deal less."""
+    inside = mask[1:-1, 1:-1]
+    edge = (mask.sum() - inside.sum()) / (mask.numel() - inside.numel())
+    return bool(edge > 0.6 and inside.mean() < 0.9 * edge)

@@ -1,0 +1,88 @@
+"""`python -m tests.help_pictures`: the pictures of the nodes' help pages (web/docs), drawn anew in a real ComfyUI.
+
+To be run when the toy models or a node's look have changed. Needs ComfyUI and a Chromium.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from playwright.sync_api import sync_playwright
+
+from moa_core.reference import prepare_reference, show_reference
+from tests.host.browser import find_browser
+from toy_world.draw import draw_person, draw_scene
+from toy_world.world import sample_scene, someone
+from training.comfyui import PACK, Server, find_comfyui, make_base_directory
+from training.demo.painters import ComfyUIPainter
+from training.demo.takes import MORPH, PRIOR, WITH_A, WITH_B
+
+FOLDER = PACK / "web" / "docs"
+SIDE, GAP = 192, 6
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        base = make_base_directory(Path(folder))
+        with Server(find_comfyui(), base) as server:
+            painter = ComfyUIPainter(server)
+            save("MoALoader", graph(server))
+            save("MoAPatchModel", row([painter.paint(take)[0][0] for take in (PRIOR, WITH_A, WITH_B)]))
+            save("MoASubjectInterpolate", row(painter.paint(MORPH)[0]))
+            maps = painter.paint(WITH_A)[1].convert("RGB")
+            save("MoARouterVisualizer", maps.resize((900, round(900 * maps.height / maps.width))))
+    save("MoASubjectEncoder", row(references()))
+    save("MoAToySubject", row([np.asarray(draw_person(someone(seed, "man"), "man")[0]) for seed in (1, 4, 8, 11)]))
+
+
+def references() -> list[np.ndarray]:
+    """A picture, what Subject Encoder makes of it with its mask, and with the mask the wrong way round."""
+    picture, who = draw_scene(sample_scene(np.random.default_rng(1)), SIDE)  # one person, a portrait
+    pixels, white = torch.from_numpy(np.array(picture)) / 255, torch.from_numpy(who > 0).float()
+    shown = [show_reference(prepare_reference(pixels, m, SIDE)) for m in (white, 1 - white)]
+    return [np.asarray(picture), *((s * 255).byte().numpy() for s in shown)]
+
+
+def graph(server: Server) -> Image.Image:
+    """The left of a template: MoA Loader and what it feeds."""
+    workflow = (PACK / "workflows" / "One person.json").read_text(encoding="utf-8")
+    with sync_playwright() as play, tempfile.TemporaryDirectory() as folder:
+        browser = play.chromium.launch(executable_path=find_browser(), args=["--no-sandbox", "--disable-gpu"])
+        page = browser.new_page(viewport={"width": 1000, "height": 800})
+        page.goto(server.url)
+        page.wait_for_function("() => window.LiteGraph?.registered_node_types?.MoAPatchModel", timeout=120_000)
+        page.wait_for_timeout(5000)
+        page.keyboard.press("Escape")  # the welcome of a first start
+        page.evaluate(
+            "async text => { await window.app.loadGraphData(JSON.parse(text)) }", json.dumps(json.loads(workflow))
+        )
+        page.evaluate(
+            "() => { app.canvas.ds.scale = 0.9; app.canvas.ds.offset = [80, 100]; app.canvas.setDirty(true, true) }"
+        )
+        page.wait_for_timeout(3000)
+        page.screenshot(path=Path(folder) / "graph.png", clip={"x": 90, "y": 112, "width": 750, "height": 620})
+        browser.close()
+        with Image.open(Path(folder) / "graph.png") as shot:
+            return shot.convert("RGB")
+
+
+def row(pictures: list[np.ndarray]) -> Image.Image:
+    """Pictures [H, W, 3] uint8 beside each other."""
+    canvas = Image.new("RGB", (len(pictures) * (SIDE + GAP) - GAP, SIDE), "white")
+    for i, picture in enumerate(pictures):
+        canvas.paste(Image.fromarray(picture).resize((SIDE, SIDE), Image.Resampling.LANCZOS), (i * (SIDE + GAP), 0))
+    return canvas
+
+
+def save(node: str, picture: Image.Image) -> None:
+    picture.save(FOLDER / f"{node}.jpg", quality=85)
+    print(f"{node}: {picture.size}, {(FOLDER / f'{node}.jpg').stat().st_size:,} bytes")
+
+
+if __name__ == "__main__":
+    main()
