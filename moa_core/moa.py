@@ -13,6 +13,7 @@ from .address import Address, BlockShape, attention_weights, block_shapes
 from .image_encoder import CLIP_VIT_L, ImageEncoder
 from .moa_layer import MoALayer
 from .subject_prompt import SubjectPrompt
+from .trace import TIMESTEPS
 
 ATTENTIONS = ("attn1", "attn2")
 """The two attention layers of a transformer block: self-attention and cross-attention."""
@@ -32,6 +33,8 @@ class MoAConfig:
     """Hidden width of every router."""
     image_encoder: dict[str, Any] = field(default_factory=lambda: dict(CLIP_VIT_L))
     """Arguments of transformers' CLIPVisionConfig."""
+    timesteps: int = TIMESTEPS
+    """It was trained on the timesteps below this, and acts on no others (the paper's: 800). Older files do not say."""
 
     def __post_init__(self) -> None:
         if not self.blocks:
@@ -41,6 +44,8 @@ class MoAConfig:
                 raise ValueError(f"{name} is {getattr(self, name)!r}, expected a whole number above 0")
         if any(shape.dim % self.heads for shape in self.blocks.values()):
             raise ValueError(f"heads is {self.heads}, which does not divide the widths of the blocks")
+        if not 0 < self.timesteps <= TIMESTEPS:
+            raise ValueError(f"timesteps is {self.timesteps}, not 1 to {TIMESTEPS}")
         missing = {"image_size", "projection_dim"} - self.image_encoder.keys()
         if missing:
             raise ValueError(f"image_encoder lacks {', '.join(sorted(missing))}")

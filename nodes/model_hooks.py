@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from ..moa_core.expert import Attend
 from ..moa_core.moa import ATTENTIONS, Mixture
 from ..moa_core.subject import Subject
 from ..moa_core.subject_area import SubjectArea
-from ..moa_core.trace import Trace
+from ..moa_core.trace import TIMESTEPS, Trace
 from ..moa_core.unet_call import UNetCall
 from .bound_rows import MODEL_COND, CONDBindings, Rows
 from .clip_binding import BOUND_PROMPT, NotedPrompt
@@ -101,6 +102,7 @@ class MoAHooks:
                 conditioning["model_conds"] = {**conditioning["model_conds"], MODEL_COND: binding}
         sampling = guider.model_patcher.get_model_object("model_sampling")
         start, end = (float(sampling.percent_to_sigma(p)) for p in (self.start_percent, self.end_percent))
+        start = min(start, _trained_sigma(sampling, self.mixture.config.timesteps))
         size = tuple(noise.shape[-2:])
         levels = [sigma for sigma in sigmas[:-1].tolist() if end <= sigma <= start]
         run = Run(start, end, Trace(size), SubjectArea(len(noise), size, levels) if self.sparse else None)
@@ -155,6 +157,11 @@ class MoAHooks:
             if block[0].positive:
                 maps = {layer: share[start : start + pictures] for layer, share in call.shares.items()}
                 trace.add(timestep, maps, [row.picture for row in block])
+
+
+def _trained_sigma(sampling, timesteps: int) -> float:
+    """The noise level between the last timestep that a MoA was trained on and the next one."""
+    return math.inf if timesteps == TIMESTEPS else float(sampling.sigma(torch.tensor(timesteps - 0.5)))
 
 
 def _bindings(name: str, conditioning: dict, pictures: int) -> CONDBindings:

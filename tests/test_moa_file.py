@@ -1,5 +1,6 @@
 """The MoA file: what is saved comes back, and nothing is left half-written."""
 
+import dataclasses
 import json
 import struct
 
@@ -8,8 +9,9 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
-from safetensors.torch import load, save
+from safetensors.torch import load, save, save_file
 
+from moa_core.moa import MoA
 from moa_core.moa_file import MoAFileError, load_moa, save_moa
 
 
@@ -33,6 +35,26 @@ def test_its_metadata_say_what_it_is(stirred_moa, tmp_path):
         metadata = file.metadata()
     assert (metadata["format"], metadata["format_version"], metadata["base"]) == ("moa", "1", "MoA toy")
     assert json.loads(metadata["config"])["blocks"]["middle.0.0"] == [128, 64]
+
+
+def test_it_says_up_to_which_timestep_it_was_trained_and_an_older_file_up_to_the_last(stirred_moa, tmp_path):
+    path = tmp_path / "moa.safetensors"
+    paper = MoA(dataclasses.replace(stirred_moa.config, timesteps=800))
+    save_moa(paper, path)
+    assert load_moa(path).config.timesteps == 800
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    for said, read in ((None, 1000), (0, None), ("many", None)):
+        config = json.loads(metadata["config"])
+        del config["timesteps"]
+        config |= {} if said is None else {"timesteps": said}
+        weights = {name: weight.contiguous() for name, weight in paper.state_dict().items()}
+        save_file(weights, path, metadata | {"config": json.dumps(config)})
+        if read:
+            assert load_moa(path).config.timesteps == read
+        else:
+            with pytest.raises(MoAFileError, match="damaged configuration"):
+                load_moa(path)
 
 
 def test_a_failed_save_leaves_the_old_file_and_nothing_else(stirred_moa, tmp_path, monkeypatch):

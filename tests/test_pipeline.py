@@ -1,9 +1,12 @@
 """Sampling in diffusers."""
 
+import dataclasses
+
 import pytest
 import torch
 from conftest import unsaturated
 
+from moa_core.moa import MoA
 from moa_core.subject import Subject
 from toy_world.shape import IMAGE_ENCODER
 from training.host.pipeline import MoAPipeline
@@ -31,6 +34,25 @@ def test_the_three_term_guidance_has_the_prior_and_the_plain_guidance_as_its_end
     assert (drawn - prior).abs().max() > 1e-3
     fresh = pipeline(toy_base.fresh_moa(IMAGE_ENCODER))
     torch.testing.assert_close(fresh(PROMPT, people, subject_cfg=3.0, **options)[0], prior, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("sampler", ["uni_pc", "euler"])
+@pytest.mark.parametrize("guidance", [None, 3.0])
+def test_a_moa_acts_only_on_the_timesteps_it_was_trained_on(stirred_moa, sampler, guidance):
+    limited = MoA(dataclasses.replace(stirred_moa.config, timesteps=500))
+    limited.load_state_dict(stirred_moa.state_dict())
+    seen: list[float] = []
+
+    def drawn(moa, steps: int, strength: float = 1.0) -> torch.Tensor:
+        seen.clear()
+        options = QUICK | {"steps": steps, "sampler": sampler, "subject_cfg": guidance, "strength": strength}
+        return pipeline(moa)(PROMPT, [person(1, "man")], watch=lambda call: seen.append(1), **options)[0]
+
+    assert torch.equal(drawn(limited, 1), drawn(limited, 1, strength=0.0))  # one step, at 999
+    assert (drawn(limited, 5) - drawn(limited, 5, strength=0.0)).abs().max() > 1e-3
+    drawn(limited, 5)
+    assert len(seen) == 2  # 400 and 200, of 999, 799, 599
+    assert (drawn(stirred_moa, 5) - drawn(limited, 5)).abs().max() > 1e-3 and len(seen) == 2
 
 
 def test_a_batch_paints_every_variant(stirred_moa):

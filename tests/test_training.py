@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
@@ -79,15 +80,15 @@ class Learner:
 
     def __init__(self, toy: Path, count: int, checkpointing: bool = False, people: int | None = None):
         self.base = load_base(toy / "base.safetensors")
-        self.moa = fresh_moa(self.base, toy / "encoder", 64)
+        self.moa = fresh_moa(self.base, toy / "encoder")
         self.model = Finetune(self.base, self.moa, Loss(router=2e-4, object=0.1), 2)
         if checkpointing:
             self.base.unet.enable_gradient_checkpointing()
             self.base.unet.train()
         records = SubjectDataset(toy / "data", Preparation(max_subjects=2, augment=False), "all")
         items = (records[n] for n in range(len(records)))
-        chosen = [item for item in items if people in (None, int(item["valid"].sum()))][:count]
-        self.batch = collate(chosen)
+        self.items = [item for item in items if people in (None, int(item["valid"].sum()))][:count]
+        self.batch = collate(self.items)
         self.chance = Chance.of(0, 0, count, (16, 16), Loss(dropped=0.0))
         self.chance.timestep[:] = 500
         self.latents = self.base.autoencoder.encode(self.batch.pictures)
@@ -138,6 +139,28 @@ def test_a_dropped_caption_binds_nobody(toy):
     assert losses["object"] == 0 and torch.equal(losses["loss"], learner.losses(other)["loss"])
 
 
+@pytest.mark.parametrize("late", [False, True])
+def test_a_subject_without_a_token_leaves_the_loss(toy, late):
+    """Its phrase ends within a token, or beyond the 77th."""
+    learner = Learner(toy, 1, people=2)
+    item = dict(learner.items[0])
+    if late:
+        first = int(item["positions"][0])
+        item["caption"] = item["caption"][:first] + " very" * 77 + item["caption"][first:]
+        item["positions"] = item["positions"] + torch.tensor([0, 5 * 77])
+    else:
+        item["positions"] = item["positions"] - torch.tensor([0, 1])
+    seen = []
+    learner.model.unet.register_forward_hook(lambda module, inputs, predicted: seen.append(predicted))
+    batch = collate([item])
+    losses = learner.losses(batch)
+    first, second = F.interpolate(item["masks"][None], learner.latents.shape[2:], mode="area")[0, :, None]
+    assert batch.positions[0, 0] >= 0 > batch.positions[0, 1] and second.sum() > 1
+    expected = masked_reconstruction(seen[0], learner.chance.noise, first, torch.ones(1))
+    both = masked_reconstruction(seen[0], learner.chance.noise, (first + second).clamp(max=1), torch.ones(1))
+    assert losses["reconstruction"] == pytest.approx(float(expected)) != pytest.approx(float(both))
+
+
 # Order and randomness
 
 
@@ -178,7 +201,8 @@ def test_a_resumed_run_is_the_run_that_was_never_stopped(toy, tmp_path):
             load_file(tmp_path / f"{n}/checkpoints/step-00000004/{file}.safetensors") for n in ("whole", "parts")
         )
         assert whole.keys() == parts.keys() and all(torch.equal(whole[k], parts[k]) for k in whole)
-    assert load_moa(tmp_path / "whole/moa.safetensors").config.base == shape.BASE
+    trained_moa = load_moa(tmp_path / "whole/moa.safetensors").config
+    assert (trained_moa.base, trained_moa.timesteps) == (shape.BASE, Loss().timesteps)
 
 
 def test_sigterm_saves_what_resume_latest_goes_on_from(toy, tmp_path, capsys):

@@ -71,7 +71,7 @@ class Loss:
     dropped: float = 0.1
     """Share of records whose caption is emptied, for classifier-free guidance. Table 1: 10%."""
     timesteps: int = 800
-    """Timesteps are drawn below this. Table 1: 800, of 1000."""
+    """Timesteps are drawn below this, and the MoA acts on no others. Table 1: 800, of 1000."""
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,12 @@
 """What holds for every MODEL that MoA Patch Model returns (DESIGN's invariants), in a real ComfyUI."""
 
+import dataclasses
+
 import pytest
 import torch
+
+from moa_core.moa import MoA
+from moa_core.moa_file import save_moa
 
 
 @pytest.fixture
@@ -28,6 +33,29 @@ def test_strength_0_and_outside_the_percents_change_not_one_bit(host, scene, moa
     bound = host.prompt(patched_clip, "a man and a man in paris")
     assert torch.equal(host.sample(patched, bound, negative, steps=1)["samples"], late)
     assert not torch.allclose(host.sample(patched, bound, negative)["samples"], plain, atol=1e-2)
+
+
+def test_a_moa_acts_only_on_the_timesteps_it_was_trained_on(host, scene, moa, stirred_moa):
+    """Trained below 500, it begins where start_percent 0.5 would let any MoA begin."""
+    model, clip, positive, negative, subjects = scene
+    with torch.inference_mode(False):
+        trained = MoA(dataclasses.replace(stirred_moa.config, timesteps=500))
+        trained.load_state_dict(stirred_moa.state_dict())
+        save_moa(trained, host.base / "models/moa/moa-late.safetensors", torch.float32)
+    limited = host.run("MoALoader", "moa-late.safetensors")[0]
+    for routing in ("sparse", "dense"):
+        drawn = {}
+        for name, one, widgets in (
+            ("limited", limited, {}), ("late", moa, {"start_percent": 0.5}), ("whole", moa, {}),
+        ):  # fmt: skip
+            patched, patched_clip = host.patch(model, clip, one, *subjects, routing=routing, **widgets)
+            bound = host.prompt(patched_clip, "a man and a man in paris")
+            drawn[name] = host.sample(patched, bound, negative, steps=5)["samples"]
+            if name == "limited":
+                one_step = host.sample(patched, bound, negative, steps=1)["samples"]
+                assert torch.equal(one_step, host.sample(model, positive, negative, steps=1)["samples"])
+        assert torch.equal(drawn["limited"], drawn["late"])
+        assert (drawn["limited"] - drawn["whole"]).abs().max() > 1e-2
 
 
 @pytest.mark.parametrize("prompt", ["a house in paris", "a man and a man in paris"])

@@ -52,7 +52,7 @@ class Batch:
     references: Tensor
     """[B, S, 3, R, R], prepared for the image encoder."""
     masks: Tensor
-    """[B, S, H, W], 1 where the subject is visible."""
+    """[B, S, H, W], 1 where the subject is visible; 0 for one that is bound to nothing."""
     ids: Tensor
     """[B, 77]: tokens of the caption."""
     positions: Tensor
@@ -66,16 +66,21 @@ class Batch:
 
 
 def collate(items: list[dict]) -> Batch:
-    """Items of a SubjectDataset -> a batch. A subject whose word is beyond the 77 tokens is bound to nothing."""
+    """Items of a SubjectDataset -> a batch.
+
+    A subject whose word has no token (it is beyond the 77, or the phrase ends within one) is bound to nothing: it
+    leaves the masks, so that no loss asks for a person whom the model is not shown.
+    """
     stacked = {key: torch.stack([item[key] for item in items]) for key in ("picture", "references", "masks")}
     captions = [item["caption"] for item in items]
+    positions = torch.tensor([_bound_positions(item) for item in items])
     return Batch(
         captions,
         stacked["picture"],
         stacked["references"],
-        stacked["masks"],
+        stacked["masks"] * (positions >= 0)[:, :, None, None],
         torch.tensor([tokenize(caption) for caption in captions]),
-        torch.tensor([_bound_positions(item) for item in items]),
+        positions,
         torch.stack([item["moments"] for item in items]) if "moments" in items[0] else None,
     )
 

@@ -76,7 +76,8 @@ class Finetune(nn.Module):
 def build(config: Config) -> tuple[Base, MoA, Finetune]:
     """The base model, a fresh MoA, and both as what is trained. Raises BaseError."""
     base = load_base(config.model.base)
-    moa = fresh_moa(base, Path(config.model.image_encoder), config.model.router_hidden)
+    shape = {"router_hidden": config.model.router_hidden, "timesteps": config.loss.timesteps}
+    moa = fresh_moa(base, Path(config.model.image_encoder), **shape)
     method = METHODS[config.model.method]
     method.prepare(moa)
     return base, moa, Finetune(base, moa, config.loss, config.model.trainable_encoder_layers, method.training_call)

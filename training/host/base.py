@@ -55,14 +55,17 @@ class Base:
             part.to(device)
         return self
 
-    def fresh_moa(self, image_encoder: dict[str, Any], router_hidden: int = 64) -> MoA:
-        """A MoA that changes nothing yet; its image encoder (arguments of CLIPVisionConfig) has random weights."""
+    def fresh_moa(self, image_encoder: dict[str, Any], **others: Any) -> MoA:
+        """A MoA that changes nothing yet; its image encoder (arguments of CLIPVisionConfig) has random weights.
+
+        others: further fields of its MoAConfig.
+        """
         config = MoAConfig.for_unet(
             self.unet.state_dict(),
             base=self.family,
             heads=_heads(self.unet),
-            router_hidden=router_hidden,
             image_encoder=dict(image_encoder),
+            **others,
         )
         return MoA.from_prior(self.unet.state_dict(), config)
 

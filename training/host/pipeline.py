@@ -86,23 +86,25 @@ class MoAPipeline:
         kinds = 1 if same_noise else batch
         noise = torch.randn(kinds, 4, side, side, generator=torch.Generator().manual_seed(seed))
         noise = noise.expand(batch, -1, -1, -1)  # [B, 4, h, w]
-        scheduler = _scheduler(sampler, steps)
+        scheduler, trained = _scheduler(sampler, steps), self.moa.config.timesteps
         latents = noise.to(self.device) * scheduler.init_noise_sigma
         trace = Trace((side, side))
-        area = SubjectArea(batch, (side, side), scheduler.timesteps.tolist()) if sparse else None
+        levels = [t for t in scheduler.timesteps.tolist() if t < trained]  # where the MoA acts
+        area = SubjectArea(batch, (side, side), levels) if sparse else None
         views = [View(picture) for picture in range(batch)] * 2
         for t in scheduler.timesteps:
             timestep = t.float().to(self.device).expand(2 * batch)
             noisy = torch.cat([scheduler.scale_model_input(latents, t)] * 2)
-            where = area and area.at(float(t), views, noisy)
-            moa, uncond = self.unet(noisy, timestep, context, tokens, strength, where).chunk(2)
+            acts = strength > 0.0 and float(t) < trained
+            where = area.at(float(t), views, noisy) if area and acts else None
+            moa, uncond = self.unet(noisy, timestep, context, tokens, strength * acts, where).chunk(2)
             if (call := self.unet.call) is not None:
                 trace.add(float(t), {layer: share[:batch] for layer, share in call.shares.items()})
                 if area:
                     area.add(call.wanted, dict(enumerate(views[:batch])), noisy)
                 if watch:
                     watch(call)
-            if subject_cfg is None:
+            if subject_cfg is None or not acts:
                 guided = uncond + cfg * (moa - uncond)
             else:
                 prior, uncond = self.unet(noisy, timestep, context, strength=0.0).chunk(2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -12,8 +13,11 @@ from training.host.base import Base, BaseError, KLAutoencoder
 from training.host.toy_base import load_toy
 
 
-def fresh_moa(base: Base, image_encoder: Path, router_hidden: int) -> MoA:
-    """A MoA that changes nothing yet, with a pretrained image encoder (a transformers folder). Raises BaseError."""
+def fresh_moa(base: Base, image_encoder: Path, **others: Any) -> MoA:
+    """A MoA that changes nothing yet, with a pretrained image encoder (a transformers folder). Raises BaseError.
+
+    others: further fields of its MoAConfig.
+    """
     from transformers import CLIPVisionModelWithProjection
 
     if not (image_encoder / "config.json").is_file():
@@ -22,7 +26,7 @@ def fresh_moa(base: Base, image_encoder: Path, router_hidden: int) -> MoA:
             "CLIP vision model (for the toy world: python -m training.toy encoder)"
         )
     encoder = CLIPVisionModelWithProjection.from_pretrained(image_encoder, dtype=torch.float32, local_files_only=True)
-    moa = base.fresh_moa({key: getattr(encoder.config, key) for key in (*CLIP_VIT_L, "hidden_act")}, router_hidden)
+    moa = base.fresh_moa({key: getattr(encoder.config, key) for key in (*CLIP_VIT_L, "hidden_act")}, **others)
     moa.image_encoder.model.load_state_dict(encoder.state_dict())
     return moa
 
