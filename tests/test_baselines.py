@@ -9,7 +9,9 @@ from toy_run import config
 
 from moa_core.unet_call import BoundTokens
 from toy_world import shape
+from training.finetune.methods import METHODS
 from training.finetune.model import build, trained
+from training.finetune.optimizer import learning_rate
 from training.toy.comparison import CONTENDERS, compare, configuration, train_row
 from training.toy.results import HEADINGS, report
 
@@ -43,6 +45,23 @@ class Setting:
         return self.model.unet(*self.inputs, self.context, strength=0.0)
 
 
+def test_no_moa_layer_differs_from_moa_by_its_layers_alone(toy):
+    ours, ablated = (
+        configuration(next(row for row in CONTENDERS if row.name == name), config(toy, Path("run")), Path("run"), 8)
+        for name in ("MoA", "no MoA layer")
+    )
+    same = {"model": dataclasses.replace(ablated.model, method="moa"), "run": ours.run}
+    assert dataclasses.replace(ablated, **same) == ours != ablated
+
+
+def test_the_rate_of_every_row_falls_to_nothing(toy):
+    for row in CONTENDERS:
+        if row.folder:
+            optim = configuration(row, config(toy, Path("run")), Path("run"), 8).optimizer
+            rates = [learning_rate(optim, step) / optim.lr for step in range(optim.steps)]
+            assert rates == [1, 1, 1, 1, 1, 0.75, 0.5, 0.25]
+
+
 def test_finetuning_in_place_starts_as_the_prior_and_knows_no_routing(toy):
     setting = Setting(toy, "cross_attention")
     drawn, shares = setting.predict(), setting.model.unet.call.shares
@@ -51,6 +70,21 @@ def test_finetuning_in_place_starts_as_the_prior_and_knows_no_routing(toy):
         torch.testing.assert_close(share, torch.full_like(share, float(attention == "attn2")))
     names = trained(setting.model)
     assert any("attn2" in name for name in names) and not any("attn1" in name or "router" in name for name in names)
+
+
+def test_fastcomposer_finetunes_every_attention_and_shows_people_after_the_first_fifth(toy):
+    setting = Setting(toy, "fastcomposer")
+    setting.predict()
+    assert all((share == 1).all() for share in setting.model.unet.call.shares.values())
+    names = [name for name in trained(setting.model) if not name.startswith("image_encoder.")]
+    assert {name.split(".")[-4].rpartition("_")[2] for name in names if ".expert.to_q" in name} == {"attn1", "attn2"}
+    assert not any("router" in name or "subject_prompt.position" in name for name in names)
+    torch.nn.init.normal_(setting.moa.mixture.subject_prompt.mlp[-1].weight)
+    setting.model.unet.call_type = METHODS["fastcomposer"].sampling_call
+    noisy, _ = setting.inputs
+    for timestep, shown in ((999, False), (800, False), (799, True), (10, True)):
+        setting.inputs = (noisy, torch.tensor([timestep] * 2))
+        assert torch.equal(setting.predict(setting.people(0, 1)), setting.predict()) != shown
 
 
 def test_the_ip_adapter_adds_to_a_frozen_prior_and_knows_no_words(toy):
@@ -92,11 +126,19 @@ def test_the_evidence_holds_every_row_and_trains_none_twice(toy, tmp_path, monke
     for name, row in result["rows"].items():
         assert row.keys() == HEADINGS.keys() and f"| {name} |" in report(result)
         assert all(estimate is None or estimate[1] <= estimate[0] <= estimate[2] for estimate in row.values())
+        assert row["calls"][0] == (
+            3 if name == "MoA, three-term guidance" else 2
+        )  # no MoA acts on the first of 2 steps
     assert (tmp_path / "evidence.png").exists() and (tmp_path / "evidence.json").exists()
     files = list(tmp_path.glob("*/checkpoints/step-00000001/*"))
     assert len(files) == 3 * len({row.folder for row in CONTENDERS} - {None})
     before = {path: path.stat().st_mtime_ns for path in files}
     train_row(configuration(CONTENDERS[0], settings, tmp_path, steps=1))
     assert all(path.stat().st_mtime_ns == changed for path, changed in before.items())
-    with pytest.raises(ValueError, match="no checkpoint of step 0"):
-        train_row(configuration(CONTENDERS[0], settings, tmp_path, steps=0))
+    monkeypatch.setattr("training.toy.comparison.CONTENDERS", CONTENDERS[:1])
+    two = compare(settings, tmp_path, steps=1, seeds=2, singles=1, pairs=1)
+    assert {path.name for path in tmp_path.glob("moa-*")} == {"moa-0", "moa-1"}
+    assert two["rows"]["MoA"]["prior_inside"] != result["rows"]["MoA"]["prior_inside"]
+    assert ", with 2 seeds each" in report(result | {"seeds": two["seeds"]})
+    with pytest.raises(ValueError, match="for other steps: give another --run"):
+        train_row(configuration(CONTENDERS[0], settings, tmp_path, steps=2))

@@ -8,9 +8,19 @@ from training.comfyui import PACK
 from training.host.pipeline import MoAPipeline
 from training.host.pretrained import load_base
 from training.toy.cases import cases, draw
-from training.toy.figures import Figures, answers, assigned, judge, judge_change, preference
+from training.toy.figures import (
+    Figures,
+    answers,
+    assigned,
+    judge,
+    judge_change,
+    measure_moa,
+    measure_prior,
+    preference,
+)
 from training.toy.judges import Readout
 from training.toy.renders import views
+from training.toy.results import GOALS
 
 BASE, MOA = PACK / "models/checkpoints/moa-toy-base.safetensors", PACK / "models/moa/moa-toy.safetensors"
 
@@ -56,6 +66,30 @@ def test_exchanging_two_references_swaps_the_people(pipeline, readout):
         figures.add("swapped", before > after)
     print(f"swapped {figures['swapped']} of 12 pairs of pictures")
     assert figures["swapped"] > 0.8  # chance 0.5
+
+
+class Repainting(MoAPipeline):
+    """Gives every picture with a subject the same grey background."""
+
+    readout: Readout
+
+    def sample(self, *args, strength: float = 1.0, **options):
+        pictures, trace = super().sample(*args, strength=strength, **options)
+        if strength:
+            pictures[~self.readout.people(pictures.movedim(-1, 1) * 2 - 1)] = 0.9
+        return pictures, trace
+
+
+def test_painting_over_every_background_alike_fails_the_comparison_with_the_prior(pipeline, readout):
+    repainting = Repainting(pipeline.base, pipeline.moa, pipeline.unet)
+    repainting.readout, case = readout, next(cases())
+    _, prior = measure_prior(pipeline, readout, case)
+    ours, theirs = (measure_moa(one, readout, case, prior=prior) for one in (pipeline, repainting))
+    figures = [f"{one['change outside']:.3f}, {one['from prior outside']:.3f}" for one in (ours, theirs)]
+    print(f"change outside, references exchanged and from the prior: {figures[0]}; repainted {figures[1]}")
+    _, goal = GOALS["prior_outside"]
+    assert theirs["change outside"] < ours["change outside"]  # which alone would call it the better one
+    assert theirs["from prior outside"] > 3 * max(goal, ours["from prior outside"])
 
 
 def test_the_same_scene_without_people_is_the_priors(pipeline):

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from toy_run import ENVIRONMENT, PACK, config
 
 from moa_core.address import Address
 from moa_core.moa_file import load_moa
+from moa_core.subject_area import routed_blocks
 from toy_world import shape
 from training.config import Config, ConfigError, Data, Loss, Model, Optimizer, Run, read_config
 from training.data.batch import Chance, EndlessSampler, collate
@@ -159,6 +161,25 @@ def test_a_subject_without_a_token_leaves_the_loss(toy, late):
     expected = masked_reconstruction(seen[0], learner.chance.noise, first, torch.ones(1))
     both = masked_reconstruction(seen[0], learner.chance.noise, (first + second).clamp(max=1), torch.ones(1))
     assert losses["reconstruction"] == pytest.approx(float(expected)) != pytest.approx(float(both))
+
+
+def test_the_object_loss_reads_all_blocks_or_the_eleven_that_fastcomposer_reads(toy):
+    learner = Learner(toy, 1, people=2)
+    masks = F.interpolate(learner.batch.masks, learner.latents.shape[2:], mode="area")[0]
+    for choice, blocks in (("all", slice(None)), ("routed", slice(1, -1))):
+        learner.model.loss = Loss(object_blocks=choice)
+        found, attention = learner.losses()["object"], learner.model.unet.call.attention
+        read = {address: attention[address] for address in list(attention)[blocks]}
+        assert found == pytest.approx(float(object_loss(read, masks, torch.tensor([0, 0]), 1)), rel=1e-4)
+    places = [f"down_blocks.{level}.attentions.{n}" for level in (0, 1, 2) for n in range(2)]
+    places += [
+        "mid_block.attentions.0",
+        *(f"up_blocks.{level}.attentions.{n}" for level in (1, 2, 3) for n in range(3)),
+    ]
+    sd15 = routed_blocks([Address.from_diffusers(f"{place}.transformer_blocks.0.", 2) for place in places])
+    levels = [address.to_diffusers(2).partition(".attentions")[0] for address in sd15]
+    theirs = {"down_blocks.1": 2, "down_blocks.2": 2, "mid_block": 1, "up_blocks.1": 3, "up_blocks.2": 3}
+    assert Counter(levels) == theirs
 
 
 # Order and randomness

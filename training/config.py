@@ -30,7 +30,7 @@ class Model:
     encoder" without a number; 2 is FastComposer's. With 0 it stays as it is."""
     router_hidden: int = 64
     """Hidden width of every router; the paper gives none."""
-    method: Literal["moa", "moa_without_spacetime", "cross_attention", "ip_adapter"] = "moa"
+    method: Literal["moa", "moa_without_spacetime", "cross_attention", "fastcomposer", "ip_adapter"] = "moa"
     """MoA, or what it is compared with (training/finetune/methods.py)."""
 
 
@@ -64,6 +64,9 @@ class Loss:
     """Weight of the router loss (eq. 10), a sum over the latent's pixels: at 64x64 this is 0.41 on their mean."""
     object: float = 1e-4
     """Weight of the object loss (eq. 12), a difference of two means, which knows no number of pixels."""
+    object_blocks: Literal["all", "routed"] = "all"
+    """Blocks whose cross-attention the object loss reads. The paper names none; "routed" are those of the router loss,
+    without the first two and last three of sixteen: the eleven that FastComposer reads."""
     masked: float = 1.0
     """Share of records whose error counts on the subjects alone, not on the whole picture. Table 1: probability 1."""
     min_snr: float = 0.0

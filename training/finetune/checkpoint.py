@@ -69,9 +69,9 @@ def load_checkpoint(
     """
     try:
         values, moments = load_file(path / PARAMETERS), load_file(path / MOMENTS)
-        state = json.loads((path / STATE).read_text())
-    except (OSError, SafetensorError, ValueError) as error:
+    except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path} is no whole checkpoint ({type(error).__name__}: {error})") from error
+    state = read_state(path)
     shapes = {name: list(p.shape) for name, p in parameters.items()}
     found = {name: list(v.shape) for name, v in values.items()}
     if shapes != found:
@@ -87,6 +87,14 @@ def load_checkpoint(
                 moments[f"{key}.{name}"] = moments[f"{key}.{name}"].to(parameter.device)
             optimizer.state[parameter][key] = moments[f"{key}.{name}"]
     return state
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """The `step` and the `config` of a checkpoint. Raises CheckpointError."""
+    try:
+        return json.loads((path / STATE).read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} is no whole checkpoint ({type(error).__name__}: {error})") from error
 
 
 def find_checkpoint(folder: Path, resume: str | None) -> Path | None:

@@ -22,6 +22,8 @@ SATURATED = 60.0
 """A router's bias that leaves nothing to the other side: softmax over (-60, 60) is (0, 1) in float32."""
 IMAGE_TOKENS = 4
 """Tokens that IP-Adapter makes of one picture."""
+TEXT_ALONE = 800
+"""FastComposer samples this timestep and those above, the first 10 of 50 steps, with the text alone."""
 
 
 @dataclass(frozen=True)
@@ -44,15 +46,37 @@ def _without_spacetime(moa: MoA) -> None:
     position.requires_grad_(False)
 
 
-def _finetune_in_place(moa: MoA) -> None:
-    """No MoA layer, as in FastComposer: self-attention is the prior's, cross-attention the expert's, everywhere."""
-    for address in moa.config.blocks:
-        for attention in ATTENTIONS:
-            layer = moa.mixture.layer(address, attention)
-            side = SATURATED if attention == "attn2" else -SATURATED
-            layer.router.choice.bias.data = torch.tensor([-side, side])
-            layer.router.requires_grad_(False)
-            layer.expert.requires_grad_(attention == "attn2")
+def _finetune_in_place(*attentions: str) -> Callable[[MoA], None]:
+    """No MoA layer: these attentions are the expert's everywhere, the others the prior's."""
+
+    def prepare(moa: MoA) -> None:
+        for address in moa.config.blocks:
+            for attention in ATTENTIONS:
+                layer = moa.mixture.layer(address, attention)
+                side = SATURATED if attention in attentions else -SATURATED
+                layer.router.choice.bias.data = torch.tensor([-side, side])
+                layer.router.requires_grad_(False)
+                layer.expert.requires_grad_(attention in attentions)
+
+    return prepare
+
+
+def _fastcomposer(moa: MoA) -> None:
+    """What FastComposer (Xiao et al., 2023) trains of the attentions, and a subject prompt without PE(t, l).
+
+    It also trains all else of the U-Net (convolutions, feed-forward layers), which stays the prior's here, and fuses
+    word and picture by two MLPs and a LayerNorm of its own.
+    """
+    _finetune_in_place(*ATTENTIONS)(moa)
+    _without_spacetime(moa)
+
+
+class LateCall(UNetCall):
+    """Binds the subjects once the text alone has laid out the picture: FastComposer's delayed conditioning."""
+
+    def __init__(self, mixture: nn.Module, context: Tensor, timestep: Tensor, bound: Any = None, *options: Any):
+        late = float(timestep[0]) < TEXT_ALONE
+        super().__init__(mixture, context, timestep, bound if late else None, *options)
 
 
 def _decouple(moa: MoA) -> None:
@@ -112,7 +136,8 @@ class ImageCall(WatchedCall):
 METHODS = {
     "moa": Method(lambda moa: None),
     "moa_without_spacetime": Method(_without_spacetime),
-    "cross_attention": Method(_finetune_in_place),
+    "cross_attention": Method(_finetune_in_place("attn2")),
+    "fastcomposer": Method(_fastcomposer, sampling_call=LateCall, saves_moa=False),
     "ip_adapter": Method(_decouple, ImageCall, ImageCall, saves_moa=False),
 }
 """By the names of `model.method` (training/config.py)."""

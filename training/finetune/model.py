@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from moa_core.address import Address
 from moa_core.moa import MoA
-from moa_core.subject_area import mean_share
+from moa_core.subject_area import mean_share, routed_blocks
 from moa_core.unet_call import BoundTokens, UNetCall
 from training.config import Config, Loss
 from training.data.batch import Batch, Chance, empty_ids
@@ -66,11 +67,16 @@ class Finetune(nn.Module):
         parts = {
             "reconstruction": masked_reconstruction(predicted, chance.noise, area, weights),
             "router": router_loss(share, subjects),
-            "object": object_loss(call.attention, masks[rows, places], rows, len(latents)),
+            "object": object_loss(self._localized(call.attention), masks[rows, places], rows, len(latents)),
         }
         total = parts["reconstruction"] + self.loss.router * parts["router"] + self.loss.object * parts["object"]
         inside, outside = shares_inside_outside(share.detach(), subjects)
         return {"loss": total, **{k: v.detach() for k, v in parts.items()}, "inside": inside, "outside": outside}
+
+    def _localized(self, attention: dict[Address, Tensor]) -> dict[Address, Tensor]:
+        """Of all blocks' attention to the bound tokens, what the object loss reads."""
+        blocks = list(attention) if self.loss.object_blocks == "all" else routed_blocks(list(attention))
+        return {address: attention[address] for address in blocks}
 
 
 def build(config: Config) -> tuple[Base, MoA, Finetune]:

@@ -90,6 +90,8 @@ class Drawn:
     area: Tensor | None
     asked: float | None
     """Part of all layers' pixels that went through the expert, in the steps that sparse routing cut (None: none)."""
+    calls: int
+    """U-Net calls, each with and without the prompt, that sampled every picture."""
 
 
 def draw(
@@ -103,11 +105,14 @@ def draw(
             cut.append(call.asked / call.pixels)
 
     options = {"steps": STEPS, "cfg": CFG, "strength": strength, "batch": PER_PROMPT, "subject_cfg": subject_cfg}
+    calls: list[int] = []
+    counter = pipeline.base.unet.register_forward_hook(lambda *call: calls.append(1))
     pictures, trace = pipeline(
         case.scene.caption, subjects_of(pipeline, case), seed=case.seed, sparse=sparse, watch=watch, **options
     )
+    counter.remove()
     area = trace.subject_area() if trace else None
-    return Drawn(pictures.movedim(-1, 1) * 2 - 1, area, float(np.mean(cut)) if cut else None)
+    return Drawn(pictures.movedim(-1, 1) * 2 - 1, area, float(np.mean(cut)) if cut else None, len(calls))
 
 
 def subjects_of(pipeline: MoAPipeline, case: Case) -> list[Subject]:

@@ -1,7 +1,7 @@
 """MoA beside what it is compared with, in the toy world: trained on the same records, judged on the same prompts.
 
-Every row learns anew from configs/toy.yaml for STEPS steps, goes on where it was stopped, and is judged by
-training.toy.measure. The prior is drawn once.
+Every row learns anew from configs/toy.yaml for as many steps, at a rate that falls to nothing over their second half,
+goes on where it was stopped, and is judged as by training.toy.measure. The prior is drawn once.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from moa_core.whole_file import write_whole
 from toy_world.draw import draw_person
 from training.config import Config
 from training.evaluation.statistics import interval, ratio_interval
-from training.finetune.checkpoint import checkpoints, load_checkpoint
+from training.finetune.checkpoint import checkpoints, read_state
 from training.finetune.contact_sheet import sheet
 from training.finetune.loop import train
-from training.finetune.methods import METHODS
-from training.finetune.model import build, trained
+from training.finetune.trained import trained_pipeline
 from training.host.pipeline import MoAPipeline
 from training.host.pretrained import load_base
+from training.host.schedule import TIMESTEPS
 from training.toy.cases import CFG, PER_PROMPT, Case, cases, draw
 from training.toy.figures import Figures, measure_moa, measure_prior
 from training.toy.judges import Readout, accuracy
 from training.toy.renders import CONTEXT, IDENTITY, TEST, TEST_SCENES, draw_renders
 
-STEPS = 600
+STEPS = 2000
 SINGLES, PAIRS = 18, 6
 """Prompts of one person and of two."""
 SHOWN = (0, 5, 9, 16, 19, 21)
@@ -56,83 +56,95 @@ class Contender:
     model: dict = field(default_factory=dict)
     loss: dict = field(default_factory=dict)
     subject_cfg: float | None = None
+    sparse: bool = False
 
 
 CONTENDERS = (
     Contender("MoA", "moa"),
     Contender("MoA without spacetime conditioning", "moa_without_spacetime", {"method": "moa_without_spacetime"}),
     Contender("MoA without the router loss", "moa_without_router_loss", loss={"router": 0.0}),
-    # FastComposer masks the loss of every second record; IP-Adapter none, and it knows neither routers nor words.
-    Contender("no MoA layer", "cross_attention", {"method": "cross_attention"}, {"router": 0.0, "masked": 0.5}),
+    Contender("no MoA layer", "cross_attention", {"method": "cross_attention"}),
+    # FastComposer masks the loss of every second record, learns on all timesteps and localizes eleven of sixteen
+    # blocks; IP-Adapter masks no loss, and knows neither routers nor words.
+    Contender(
+        "FastComposer-like",
+        "fastcomposer",
+        {"method": "fastcomposer"},
+        {"router": 0.0, "masked": 0.5, "timesteps": TIMESTEPS, "object_blocks": "routed"},
+    ),
     Contender("IP-Adapter-like", "ip_adapter", {"method": "ip_adapter"}, {"router": 0.0, "object": 0.0, "masked": 0.0}),
     Contender("MoA, three-term guidance", "moa", subject_cfg=CFG),
+    Contender("MoA, sparse", "moa", sparse=True),
     Contender("MoA, as shipped", None),
 )
 
 
-def configuration(row: Contender, config: Config, run: Path, steps: int) -> Config:
+def configuration(row: Contender, config: Config, run: Path, steps: int, seed: int = 0) -> Config:
     """The row's own: the same data, steps and batch, its method and losses."""
     return replace(
         config,
         model=replace(config.model, **row.model),
         loss=replace(config.loss, **row.loss),
-        optimizer=replace(config.optimizer, steps=steps),
-        run=replace(config.run, out=str(run / row.folder), validate_every=0, keep=1),
+        optimizer=replace(config.optimizer, steps=steps, cooldown=steps // 2),
+        run=replace(config.run, out=str(run / f"{row.folder}-{seed}"), seed=seed, validate_every=0, keep=1),
     )
 
 
-def pipeline_of(row: Contender, config: Config, run: Path, steps: int) -> MoAPipeline:
-    """The row's model, ready to sample; trained first where it is not."""
+def pipelines(row: Contender, config: Config, run: Path, steps: int, seeds: int) -> Iterator[MoAPipeline]:
+    """The row's models, one of each seed, ready to sample; trained first where they are not."""
     if row.folder is None:
-        return MoAPipeline(load_base(config.model.base), load_moa(SHIPPED))
-    return train_row(configuration(row, config, run, steps))
+        yield MoAPipeline(load_base(config.model.base), load_moa(SHIPPED))
+        return
+    for seed in range(seeds):
+        yield train_row(configuration(row, config, run, steps, seed))
 
 
 def train_row(config: Config) -> MoAPipeline:
     """Train to the last step, from the newest checkpoint if there is one; ready to sample."""
     folder = Path(config.run.out) / "checkpoints"
-    if not (there := checkpoints(folder)) or _step(there[-1]) < config.optimizer.steps:
-        train(config, there[-1] if there else None)
-    base, moa, model = build(config)
-    if _step(checkpoints(folder)[-1]) != config.optimizer.steps:
-        raise ValueError(f"{folder} holds no checkpoint of step {config.optimizer.steps}: stopped, or trained further")
-    load_checkpoint(checkpoints(folder)[-1], trained(model))
-    model.unet.call_type = METHODS[config.model.method].sampling_call
-    return MoAPipeline(base, moa.eval(), model.unet)
+    newest = (checkpoints(folder) or [None])[-1]
+    if newest is not None and read_state(newest)["config"] != config.to_dict():
+        raise ValueError(f"{folder} was trained with another configuration, or for other steps: give another --run")
+    if newest is None or read_state(newest)["step"] < config.optimizer.steps:
+        train(config, newest)
+        newest = checkpoints(folder)[-1]
+    if read_state(newest)["step"] < config.optimizer.steps:
+        raise ValueError(f"{folder}: stopped at {newest.name}; the same command goes on")
+    return trained_pipeline(config, newest)
 
 
-def _step(checkpoint: Path) -> int:
-    return int(checkpoint.name.removeprefix("step-"))
-
-
-def compare(config: Config, run: Path, steps: int = STEPS, singles: int = SINGLES, pairs: int = PAIRS) -> dict:
+def compare(
+    config: Config, run: Path, steps: int = STEPS, seeds: int = 1, singles: int = SINGLES, pairs: int = PAIRS
+) -> dict:
     """Train and judge every row; figures and the contact sheet `evidence.png` go into the run's folder."""
     readout, everything = Readout.load(), list(cases(singles, pairs))
     renders = accuracy(readout, draw_renders(0, TEST, TEST_SCENES))
     ceiling = float(np.mean([renders[name] for name in IDENTITY]))
     shown = [everything[n] for n in SHOWN if n < len(everything)]
     prior: list[Figures] = []
+    priors: list[Tensor] = []  # its pictures of every prompt
     rows: dict[str, dict[str, Estimate | None]] = {}
     pictures: list[list[Tensor]] = [[reference for case in shown for reference in _references(case)]]
     for row in CONTENDERS:
-        pipeline = pipeline_of(row, config, run, steps)
-        if not prior:
-            prior = [
-                measure_prior(pipeline, readout, case)[0] for case in tqdm(everything, desc="prior", unit="prompt")
+        figures: list[Figures] = []
+        for pipeline in pipelines(row, config, run, steps, seeds):
+            if not prior:
+                measured = [measure_prior(pipeline, readout, case) for case in tqdm(everything, desc="prior")]
+                prior, priors = (list(column) for column in zip(*measured, strict=True))
+                rows["prior"] = columns(prior, prior, ceiling)
+                pictures.append(_pictures(pipeline, shown, strength=0.0))
+            if not figures:
+                pictures.append(_pictures(pipeline, shown, subject_cfg=row.subject_cfg, sparse=row.sparse))
+            figures += [
+                measure_moa(pipeline, readout, case, row.subject_cfg, row.sparse, drawn)
+                for case, drawn in zip(tqdm(everything, desc=row.name, unit="prompt"), priors, strict=True)
             ]
-            rows["prior"] = columns(prior, prior, ceiling)
-            pictures.append(_pictures(pipeline, shown, strength=0.0))
-        figures = [
-            measure_moa(pipeline, readout, case, row.subject_cfg)
-            for case in tqdm(everything, desc=row.name, unit="prompt")
-        ]
-        rows[row.name] = columns(figures, prior, ceiling)
-        pictures.append(_pictures(pipeline, shown, subject_cfg=row.subject_cfg))
+        rows[row.name] = columns(figures, prior * (len(figures) // len(prior)), ceiling)
     sheet([torch.stack(row) for row in pictures], run / "evidence.png")
     result = {
         "steps": steps,
         "batch": config.optimizer.batch,
-        "seed": config.run.seed,
+        "seeds": seeds,
         "prompts": [singles, pairs],
         "pictures": 2 * PER_PROMPT * len(everything),
         "ceiling": ceiling,
@@ -143,7 +155,7 @@ def compare(config: Config, run: Path, steps: int = STEPS, singles: int = SINGLE
 
 
 def columns(figures: list[Figures], prior: list[Figures], ceiling: float) -> dict[str, Estimate | None]:
-    """The table's columns from the figures of every prompt; for the intervals whole prompts are drawn."""
+    """The table's columns from the figures of every prompt (of every seed); for the intervals these are drawn."""
     identity, context = _means(figures, *IDENTITY) / ceiling, _means(figures, *CONTEXT)
     usual = _means(prior, *CONTEXT)
     estimates: dict[str, Estimate | None] = {
@@ -151,15 +163,20 @@ def columns(figures: list[Figures], prior: list[Figures], ceiling: float) -> dic
         "prompt": ratio_interval(context, usual),
         "mean": interval((identity + context / usual.mean()) / 2),
         "background": None,
+        "prior_outside": None,
+        "prior_inside": None,
         "layout": ratio_interval(_means(figures, "layout"), _means(prior, "layout")),
         "leak": interval(_means(figures, "leak")),
         "assigned": interval(_means(figures, "assigned")),
+        "calls": interval(_means(figures, "calls")),
         "seconds": interval(_means(figures, "seconds")),
     }
     if figures is not prior:  # which knows no reference that could be exchanged
         sides = ("change outside", "change inside")
         parted = [each for each in figures if all(each.counts[side] for side in sides)]  # a picture may be all person
         estimates["background"] = ratio_interval(*(_means(parted, side) for side in sides)) if parted else None
+        for side in ("outside", "inside"):
+            estimates[f"prior_{side}"] = interval(_means(figures, f"from prior {side}"))
     return estimates
 
 

@@ -129,8 +129,10 @@ def judge_routers(figures: Figures, people: Tensor, area: Tensor) -> None:
 def measure_prior(pipeline: MoAPipeline, readout: Readout, case: Case) -> tuple[Figures, Tensor]:
     """What the judges see in the prior's pictures of a prompt, all of other noise; and the pictures."""
     figures, started = Figures(), time.monotonic()
-    pictures = draw(pipeline, case, strength=0.0).pictures
+    drawn = draw(pipeline, case, strength=0.0)
+    pictures = drawn.pictures
     figures.add("seconds", torch.tensor([time.monotonic() - started]) / PER_PROMPT)
+    figures.add("calls", torch.tensor([drawn.calls]))
     judge(figures, readout, case, pictures)
     if len(case.references) == 1:
         people = readout.people(pictures)
@@ -158,6 +160,7 @@ def measure_moa(
         judge_routers(figures, where, drawn.area)
         if prior is not None:
             judge_change(figures, where | readout.people(prior), drawn.pictures, prior, "from prior")
+        figures.add("calls", torch.tensor([drawn.calls]))
         if drawn.asked is not None:
             figures.add("asked", torch.tensor([drawn.asked]))
     judge_change(figures, people[0] | people[1], both[0].pictures, both[1].pictures)

@@ -1,0 +1,19 @@
+"""What a run has learnt, ready to sample: any method, also those that write no MoA file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from training.config import Config
+from training.finetune.checkpoint import load_checkpoint
+from training.finetune.methods import METHODS
+from training.finetune.model import build, trained
+from training.host.pipeline import MoAPipeline
+
+
+def trained_pipeline(config: Config, checkpoint: Path) -> MoAPipeline:
+    """The method of a configuration with the weights of its checkpoint. Raises BaseError or CheckpointError."""
+    base, moa, model = build(config)
+    load_checkpoint(checkpoint, trained(model))
+    model.unet.call_type = METHODS[config.model.method].sampling_call
+    return MoAPipeline(base, moa.eval(), model.unet)
