@@ -29,15 +29,14 @@ TOY := $(RUN) -m training.toy
 resume = $(if $(wildcard runs/toy/$(1).safetensors),--resume)
 
 toy-base: setup
-	$(TOY) vae --run runs/toy --scenes 30000 --steps 4660 $(call resume,vae)
-	$(TOY) vae --run runs/toy --scenes 30000 --steps 9684 --resume --decoder-only
-	$(TOY) unet --run runs/toy --scenes 30000 --steps 6339 $(call resume,unet)
+	$(TOY) vae --run runs/toy --scenes 30000 --steps 30000 --batch 16 --lr 2e-3 $(call resume,vae)
+	$(TOY) unet --run runs/toy --scenes 30000 --steps 20000 --batch 16 $(call resume,unet)
 	$(TOY) assemble --run runs/toy --out models/checkpoints/moa-toy-base.safetensors
 
 toy-moa: setup
-	$(TOY) encoder --run runs/toy --scenes 12000 --steps 1217 $(call resume,encoder)
+	$(TOY) encoder --run runs/toy --scenes 12000 --steps 2000 $(call resume,encoder)
 	$(TOY) render --out runs/toy/data --count 12000 --seed 0
-	$(RUN) -m training.latents --data runs/toy/data --base models/checkpoints/moa-toy-base.safetensors --size 128
+	$(RUN) -m training.latents --data runs/toy/data --base models/checkpoints/moa-toy-base.safetensors
 	$(RUN) -m training.train --config training/configs/toy.yaml $(if $(wildcard runs/toy/moa/checkpoints/*),--resume latest)
 	$(RUN) -m training.train --config training/configs/toy-longer.yaml --resume latest
 	cp runs/toy/moa/moa-toy.safetensors models/moa

@@ -13,16 +13,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from torch.utils.data import DataLoader
+from toy_run import preparation
 
 from moa_core.reference import MEAN, STD
+from toy_world.shape import IMAGE_SIZE as SIDE
 from training.data.dataset import SubjectDataset, TooManyBroken
 from training.data.layout import folder_of
-from training.data.preparation import Preparation
 from training.data.records import BrokenRecord, read_record
 from training.data.shards import ShardDataset, write_shards
 from training.toy.dataset import render_dataset
 
-MIDDLE = Preparation(augment=False)
+MIDDLE = preparation(augment=False)
 """The square in the picture's middle."""
 SUBJECTS = ((200, 30, 40), (30, 60, 220))
 
@@ -86,7 +87,7 @@ def test_a_reference_shows_its_subject_on_the_neutral_colour_and_nobody_else(tmp
 
 def test_a_random_background_is_one_colour_around_the_whole_subject(tmp_path):
     write_record(tmp_path, "00000000", 96, 96, [(4, 20, 34, 90)])
-    data = SubjectDataset(tmp_path, Preparation(reference_background="random"))
+    data = SubjectDataset(tmp_path, preparation(reference_background="random"))
     corners = []
     for epoch in range(2):
         picture = as_picture(data[epoch, 0]["references"][0])
@@ -107,7 +108,7 @@ def test_masks_follow_the_picture_through_every_crop(tmp_path_factory, width, he
     root = tmp_path_factory.mktemp("crop")
     middle = width // 2
     write_record(root, "00000000", width, height, [(3, 8, middle - 3, 36), (middle + 3, 5, width - 3, 30)])
-    data = SubjectDataset(root, Preparation(size=48, smallest_crop=crop))
+    data = SubjectDataset(root, preparation(size=48, smallest_crop=crop))
     item = data[epoch, 0]
     colours = (item["picture"] + 1) * 127.5
     for n in item["valid"].nonzero().flatten():
@@ -125,12 +126,12 @@ def test_subjects_cropped_away_or_too_small_are_dropped(tmp_path):
     item = SubjectDataset(tmp_path, MIDDLE)[0]  # the square in the middle shows columns 100 to 200
     assert item["valid"].tolist() == [True, False, False, False]
     assert item["positions"][0] == 11 and item["masks"][1:].sum() == 0
-    assert not SubjectDataset(tmp_path, Preparation(augment=False, min_area=0.5))[0]["valid"].any()
+    assert not SubjectDataset(tmp_path, preparation(augment=False, min_area=0.5))[0]["valid"].any()
 
 
 def test_the_same_seed_epoch_and_index_give_the_same_item_in_any_worker(toy):
     def items(epoch: int, workers: int) -> list[torch.Tensor]:
-        data = SubjectDataset(toy, Preparation(smallest_crop=0.6), seed=9)
+        data = SubjectDataset(toy, preparation(smallest_crop=0.6), seed=9)
         keys = [(epoch, index) for index in range(len(data))]
         return [batch["picture"] for batch in DataLoader(data, 6, sampler=keys, num_workers=workers)]
 
@@ -152,7 +153,11 @@ BREAKS = {
     "no end": (".json", lambda path: edit(path, lambda i: i["segments"][0].pop("end")), "whole numbers"),
     "far end": (".json", lambda path: edit(path, lambda i: i["segments"][0].update(end=999)), "999"),
     "other id": (".json", lambda path: edit(path, lambda i: i["segments"][0].update(id=7)), "segment 7"),
-    "other shape": (".npy", lambda path: np.save(path, np.zeros((9, 8), int)), r"\[128, 128\].*\[9, 8\]"),
+    "other shape": (
+        ".npy",
+        lambda path: np.save(path, np.zeros((9, 8), int)),
+        rf"\[{SIDE}, {SIDE}\].*\[9, 8\]",
+    ),
     "empty map": (".npy", lambda path: path.write_bytes(b""), "map of segment ids"),
     "pickled map": (
         ".npy",
@@ -165,7 +170,7 @@ BREAKS = {
 @pytest.mark.parametrize("kind", BREAKS)
 def test_a_broken_record_says_which_file_and_what_and_is_skipped(toy, kind, caplog):
     ending, damage, words = BREAKS[kind]
-    data = SubjectDataset(toy, Preparation())
+    data = SubjectDataset(toy, preparation())
     name = data.names[2]
     path = toy / name[:5] / f"{name}{ending}"
     damage(path)
@@ -181,7 +186,7 @@ def test_a_broken_record_says_which_file_and_what_and_is_skipped(toy, kind, capl
 
 
 def test_a_damaged_data_set_stops_with_a_sentence(toy):
-    data = SubjectDataset(toy, Preparation())
+    data = SubjectDataset(toy, preparation())
     for name in data.names[:6]:
         (toy / name[:5] / f"{name}.jpg").unlink()
     with pytest.raises(TooManyBroken, match=r"6 of the \d+ records .* more than 1%"):
@@ -190,7 +195,7 @@ def test_a_damaged_data_set_stops_with_a_sentence(toy):
 
 def test_a_folder_of_something_else_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"image_ids_train.txt is missing"):
-        SubjectDataset(tmp_path, Preparation())
+        SubjectDataset(tmp_path, preparation())
 
 
 # Shards
@@ -226,7 +231,7 @@ def test_readers_share_an_epoch_and_each_epoch_has_its_own_order(folder, shards,
     count = len(SubjectDataset(folder, MIDDLE, "train"))
 
     def ids(process: int) -> list[str]:
-        stream = ShardDataset(shards, Preparation(), "train", 3, process, processes)
+        stream = ShardDataset(shards, preparation(), "train", 3, process, processes)
         loader = DataLoader(stream, 1, num_workers=workers, collate_fn=lambda items: items[0]["id"])
         return list(itertools.islice(loader, 2 * count))
 
@@ -241,11 +246,11 @@ def test_readers_share_an_epoch_and_each_epoch_has_its_own_order(folder, shards,
 
 
 def test_a_broken_record_in_a_shard_is_named_and_left_out(toy, tmp_path, caplog):
-    names = SubjectDataset(toy, Preparation()).names
+    names = SubjectDataset(toy, preparation()).names
     name = names[3]
     (toy / name[:5] / f"{name}.npy").write_bytes(b"")
     write_shards(toy, tmp_path / "out", records=40)
-    stream = ShardDataset(tmp_path / "out", Preparation(), "train")
+    stream = ShardDataset(tmp_path / "out", preparation(), "train")
     seen = [item["id"] for item in itertools.islice(stream, 2 * len(names) - 2)]
     assert name not in seen and list(stream.broken) == [name]
     assert f"train-000000.tar/{name}.npy" in caplog.text
@@ -253,4 +258,4 @@ def test_a_broken_record_in_a_shard_is_named_and_left_out(toy, tmp_path, caplog)
 
 def test_too_few_shards_for_the_readers_is_said(shards):
     with pytest.raises(ValueError, match="holds .* shards for 99 readers.*fewer records per shard"):
-        next(iter(ShardDataset(shards, Preparation(), "train", processes=99)))
+        next(iter(ShardDataset(shards, preparation(), "train", processes=99)))

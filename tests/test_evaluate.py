@@ -13,6 +13,7 @@ from toy_run import finish, start
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPVisionConfig, CLIPVisionModel
 
 from toy_world.draw import draw_person
+from toy_world.shape import IMAGE_SIZE
 from toy_world.world import sample_identity
 from training.evaluate import main
 from training.evaluation.faces import FaceJudge, identity_preservation
@@ -171,7 +172,7 @@ def test_faces_come_the_largest_first_and_references_may_be_of_several_sizes(jud
     assert faces[1] @ alone[1] > faces[0] @ alone[1]
     merged = judge.reference(ann.pictures | {Path("2"): small.resize((256, 256))})
     assert merged.norm() == pytest.approx(1.0) and merged @ alone[1] > 0.5
-    assert (ann.word, bob.word) == ("woman", "person") and ann.masks[0].shape == (128, 128)
+    assert (ann.word, bob.word) == ("woman", "person") and ann.masks[0].shape == (IMAGE_SIZE, IMAGE_SIZE)
 
 
 def unit(*degrees: float) -> torch.Tensor:

@@ -12,6 +12,7 @@ from safetensors import safe_open
 from torch.utils.data import DataLoader
 from toy_run import PACK, config, finish, start
 
+from toy_world.shape import IMAGE_SIZE
 from training.config import Config, ConfigError
 from training.data.batch import Batch, Chance
 from training.data.latents import check_latents, latents_of, write_latents
@@ -27,6 +28,7 @@ from training.host.pretrained import load_base
 from training.latents import main
 from training.train import main as train_main
 
+LATENT = (IMAGE_SIZE // 8,) * 2
 BASE = PACK / "models/checkpoints/moa-toy-base.safetensors"
 
 
@@ -36,7 +38,7 @@ def folder(toy, tmp_path) -> Path:
     return Path(shutil.copytree(toy / "data", tmp_path / "data"))
 
 
-def settings(toy: Path, root: Path, cached: bool, size: int = 128) -> Config:
+def settings(toy: Path, root: Path, cached: bool, size: int = 0) -> Config:
     plain = config(toy, root.parent / "run", 1)
     data = dataclasses.replace(plain.data, root=str(root), size=size, smallest_crop=1.0, background="neutral")
     return dataclasses.replace(
@@ -47,7 +49,7 @@ def settings(toy: Path, root: Path, cached: bool, size: int = 128) -> Config:
 
 
 def reader(config: Config) -> DataLoader:
-    return loader(config, Preparation.of(config.data, 64), 0, 0, 1)
+    return loader(config, Preparation.of(config.data, IMAGE_SIZE, 64), 0, 0, 1)
 
 
 def first_batch(toy: Path, root: Path, cached: bool) -> Batch:
@@ -61,13 +63,13 @@ def kl_autoencoder() -> KLAutoencoder:
 
 
 def test_a_step_with_cached_latents_is_the_step_without(toy, folder):
-    assert main(["--data", str(folder), "--base", str(BASE), "--size", "128", "--workers", "0"]) == 0
+    assert main(["--data", str(folder), "--base", str(BASE), "--workers", "0"]) == 0
     plain, cached = (first_batch(toy, folder, flag) for flag in (False, True))
     assert torch.equal(plain.pictures, cached.pictures) and torch.equal(plain.references, cached.references)
-    assert plain.moments is None and cached.moments.shape == (2, 2, 4, 16, 16)
+    assert plain.moments is None and cached.moments.shape == (2, 2, 4, *LATENT)
     cached.pictures = torch.zeros_like(cached.pictures)  # nobody looks at them
     base, _, model = build(settings(toy, folder, True))
-    chance = Chance.of(0, 0, 2, (16, 16), model.loss)
+    chance = Chance.of(0, 0, 2, LATENT, model.loss)
     steps = []
     for batch in (plain, cached):
         loss = model(latents_of(batch, chance, base.autoencoder), batch, chance)["loss"]
@@ -81,10 +83,10 @@ def test_a_step_with_cached_latents_is_the_step_without(toy, folder):
 
 def test_an_autoencoders_spread_is_cached_too(toy, folder):
     autoencoder = kl_autoencoder()
-    write_latents(folder, autoencoder, 128)
+    write_latents(folder, autoencoder, IMAGE_SIZE)
     batch = first_batch(toy, folder, True)
-    noise = torch.randn(2, 4, 16, 16)
-    chance = Chance.of(0, 0, 2, (16, 16), settings(toy, folder, True).loss)
+    noise = torch.randn(2, 4, *LATENT)
+    chance = Chance.of(0, 0, 2, LATENT, settings(toy, folder, True).loss)
     expected = autoencoder.encode(batch.pictures, chance.encoding)
     assert not torch.allclose(expected, autoencoder.encode(batch.pictures, noise))
     torch.testing.assert_close(latents_of(batch, chance, autoencoder), expected, rtol=1e-2, atol=2e-3)
@@ -140,16 +142,16 @@ def test_processes_share_the_records_and_go_on_after_any_other_number_of_them(fo
 def test_missing_and_other_latents_are_said_in_a_sentence(toy, folder, capsys):
     run = folder.parent / "run.yaml"
 
-    def refusal(size: int = 128) -> str:
+    def refusal(size: int = 0) -> str:
         run.write_text(json.dumps(settings(toy, folder, True, size).to_dict()))
         assert train_main(["--config", str(run)]) == 2
         return capsys.readouterr().err
 
     assert "holds no latents" in (said := refusal()) and f"python -m training.latents --data {folder}" in said
-    write_latents(folder, load_base(BASE).autoencoder, 128)
+    write_latents(folder, load_base(BASE).autoencoder, IMAGE_SIZE)
     assert "'size': '64'" in (said := refusal(64)) and "python -m training.latents" in said
     with pytest.raises(ConfigError, match="made with other settings"):
-        check_latents(folder, kl_autoencoder(), 128)
+        check_latents(folder, kl_autoencoder(), IMAGE_SIZE)
     files = sorted(folder.rglob("*.latents.safetensors"))
     for file in files[1:]:  # a few are broken records, so many a damaged data set
         file.unlink()
@@ -162,10 +164,10 @@ def test_shards_carry_the_latents(toy, folder, tmp_path):
     autoencoder = load_base(BASE).autoencoder
     write_shards(folder, tmp_path / "bare")
     with pytest.raises(ConfigError, match="holds no latents"):
-        check_latents(tmp_path / "bare", autoencoder, 128)
-    write_latents(folder, autoencoder, 128)
+        check_latents(tmp_path / "bare", autoencoder, IMAGE_SIZE)
+    write_latents(folder, autoencoder, IMAGE_SIZE)
     write_shards(folder, tmp_path / "shards")
-    check_latents(tmp_path / "shards", autoencoder, 128)
+    check_latents(tmp_path / "shards", autoencoder, IMAGE_SIZE)
     batch = first_batch(toy, tmp_path / "shards", True)
     expected = torch.stack(autoencoder.moments(batch.pictures), dim=1)
     torch.testing.assert_close(batch.moments, expected, rtol=1e-3, atol=1e-3)

@@ -8,7 +8,7 @@ from conftest import unsaturated
 
 from moa_core.moa import MoA
 from moa_core.subject import Subject
-from toy_world.shape import IMAGE_ENCODER
+from toy_world.shape import IMAGE_ENCODER, IMAGE_SIZE
 from training.host.pipeline import MoAPipeline
 from training.host.toy_base import random_toy
 
@@ -58,7 +58,11 @@ def test_a_moa_acts_only_on_the_timesteps_it_was_trained_on(stirred_moa, sampler
 def test_a_batch_paints_every_variant(stirred_moa):
     variants = torch.cat([person(seed, "man").features for seed in range(3)])
     pictures, trace = pipeline(stirred_moa)(PROMPT, [Subject(variants, "man", "")], batch=3, **QUICK)
-    assert pictures.shape == (3, 128, 128, 3) and trace.subject_area().shape == (3, 16, 16)
+    assert pictures.shape == (3, IMAGE_SIZE, IMAGE_SIZE, 3) and trace.subject_area().shape == (
+        3,
+        IMAGE_SIZE // 8,
+        IMAGE_SIZE // 8,
+    )
     again, _ = pipeline(stirred_moa)(PROMPT, [Subject(variants.flip(0), "man", "")], batch=3, **QUICK)
     torch.testing.assert_close(again[1], pictures[1])
     assert (again[0] - pictures[0]).abs().max() > 1e-3

@@ -8,12 +8,11 @@ import pytest
 import torch
 from PIL import Image
 from planted_models import CAPTION, make_captioner, make_matcher, make_segmenter
-from toy_run import finish, start
+from toy_run import finish, preparation, start
 
 from training.data.annotate import Annotator, Found, annotate_pictures, noun_phrases
 from training.data.dataset import SubjectDataset
 from training.data.pairing import pair_up
-from training.data.preparation import Preparation
 from training.prepare import main
 
 PARTS = ("captioner", "segmenter", "matcher")
@@ -71,7 +70,7 @@ def test_every_picture_with_people_becomes_a_record_that_training_reads(annotato
         expected = np.zeros_like(ids, bool)
         expected[top:bottom, left:right] = True
         assert ((ids == number) & expected).sum() > 0.9 * ((ids == number) | expected).sum()
-    data = SubjectDataset(out, Preparation(size=32, augment=False), "all")
+    data = SubjectDataset(out, preparation(size=32, augment=False), "all")
     items = [data[n] for n in range(len(data))]
     assert not data.broken and all(item["valid"].sum() == 2 for item in items)
 
@@ -141,5 +140,5 @@ def test_latents_follow_where_a_base_is_given(models, pictures, tmp_path):
     out, base = tmp_path / "out", Path(__file__).parent.parent / "models/checkpoints/moa-toy-base.safetensors"
     last = ["--base", str(base), "--size", "32", "--workers", "0"]
     assert main(["--pictures", str(pictures), "--out", str(out), *options(models), *last]) == 0
-    data = SubjectDataset(out, Preparation(size=32, cached_latents=True), "all")
+    data = SubjectDataset(out, preparation(size=32, cached_latents=True), "all")
     assert all(data[n]["moments"].shape == (2, 4, 4, 4) for n in range(len(data))) and not data.broken

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import os
+import signal
 from dataclasses import replace
 
 import pytest
@@ -11,10 +14,12 @@ from diffusers import AutoencoderTiny
 from toy_world import shape
 from training.host.narrow_vae import NarrowVAE
 from training.host.pretrained import fresh_moa, load_base
+from training.host.tokenizer import tokenize
 from training.host.toy_base import load_toy, save_toy
 from training.toy.cases import Case, cases
 from training.toy.figures import Figures, assigned, judge_change, judge_routers
 from training.toy.judges import Readout
+from training.toy.pretrain import loop
 from training.toy.pretrain.autoencoder import train_vae
 from training.toy.pretrain.encoder import train_encoder
 from training.toy.pretrain.judges import readout_loss
@@ -48,36 +53,61 @@ def test_a_resumed_training_is_the_one_that_was_never_stopped_and_gives_a_checkp
     monkeypatch.setattr("training.toy.pretrain.unet.PROMPTS", PROMPTS[:1])
     whole, halves = tmp_path / "whole", tmp_path / "halves"
     for train, name in ((train_vae, "vae"), (train_unet, "unet")):
-        train(Plan(whole, steps=4, **SMALL))
-        train(Plan(halves, steps=2, **SMALL))
-        train(Plan(halves, steps=4, resume=True, **SMALL))
+        train(Plan(whole, 4, **SMALL))
+        with monkeypatch.context() as stopped:
+            stopped.setattr("training.toy.pretrain.loop.generator", stop_after(1))
+            train(Plan(halves, 4, **SMALL))
+        assert read(halves / f"{name}.safetensors")[1]["step"] == 2
+        train(Plan(halves, 4, resume=True, **SMALL))
         (a, done), (b, resumed) = read(whole / f"{name}.safetensors"), read(halves / f"{name}.safetensors")
         assert done["step"] == resumed["step"] == 4
         assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
-    a_vae = averaged(whole / "vae.safetensors")
     with pytest.raises(ValueError, match="--resume"):
-        train_vae(Plan(whole, steps=5, **SMALL))
-
-    train_vae(Plan(whole, steps=6, resume=True, **SMALL), decoder_only=True)
-    before, after = a_vae, averaged(whole / "vae.safetensors")
-    assert all(torch.equal(before[k], after[k]) == k.startswith("encoder.") for k in before if k.endswith("weight"))
+        train_vae(Plan(whole, 4, **SMALL))
+    with pytest.raises(ValueError, match="of a run with --steps 4, not 5"):
+        train_vae(Plan(whole, 5, resume=True, **SMALL))
 
     assemble(whole, tmp_path / "base.safetensors")
     base, average = load_toy(tmp_path / "base.safetensors"), averaged(whole / "unet.safetensors")
+    words = base.text_encoder.get_input_embeddings().weight
     for part in ("unet", "text_encoder"):
         for name, weight in getattr(base, part).state_dict().items():
-            assert torch.equal(weight, average[f"{part}.{name}"].half().float()), name
+            if not torch.equal(weight, words):
+                assert torch.equal(weight, average[f"{part}.{name}"].half().float()), name
+    captions = json.loads((whole / "pictures.json").read_text())["captions"]
+    said = sorted({token for caption in captions for token in tokenize(caption)})
+    learnt = next(weight for name, weight in average.items() if name.endswith("token_embedding.weight"))
+    assert torch.equal(words[said], learnt[said].half().float()) and len(said) > 20
+    assert words.count_nonzero(dim=1).nonzero().flatten().tolist() == said  # all others are zero
     pictures = torch.rand(1, 3, 64, 64) * 2 - 1
     narrow = NarrowVAE()
     narrow.load_state_dict({name: v.half().float() for name, v in averaged(whole / "vae.safetensors").items()})
     torch.testing.assert_close(base.autoencoder.encode(pictures), narrow.encode(pictures), atol=1e-3, rtol=1e-3)
 
 
+def stop_after(last: int):
+    """The loop's source of randomness, which ends the training as a signal does, after this step."""
+
+    def generator(seed: int, step: int) -> torch.Generator:
+        if step == last:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(seed, step)
+
+    real = loop.generator
+    return generator
+
+
+def test_every_pretraining_ends_in_a_falling_rate(tmp_path):
+    rates = [Plan(tmp_path, 1000, lr=2.0).rate(step) for step in range(1000)]
+    assert rates[99] == max(rates) and rates[:100] == sorted(rates[:100]) and rates[99:] == sorted(rates[99:])[::-1]
+    assert 1.9 < rates[99] < 2.0 and rates[500] == pytest.approx(1.0) and rates[999] < 1e-5
+
+
 def test_the_image_encoder_becomes_a_folder_that_a_finetune_starts_from(tmp_path, toy_base, monkeypatch):
     monkeypatch.setattr("training.toy.pretrain.encoder.TEST", 16)
-    train_encoder(Plan(tmp_path / "run", steps=2, **SMALL))
+    train_encoder(Plan(tmp_path / "run", 2, **SMALL))
     save_toy(toy_base, tmp_path / "base.safetensors")
-    moa = fresh_moa(load_base(tmp_path / "base.safetensors"), tmp_path / "run/encoder", 64)
+    moa = fresh_moa(load_base(tmp_path / "base.safetensors"), tmp_path / "run/encoder")
     average = averaged(tmp_path / "run/encoder.safetensors")
     for name, weight in moa.image_encoder.state_dict().items():
         assert torch.equal(weight, average[name]), name
@@ -90,12 +120,12 @@ def averaged(path):
 
 def test_the_judges_learn_what_can_be_told_apart():
     torch.manual_seed(0)
-    readout = Readout()
+    readout, side = Readout(), shape.IMAGE_SIZE
     number = torch.arange(8)
     answers = {name: number % len(values) for name, values in ATTRIBUTES.items()}
-    pictures = torch.randn(8, 3, 128, 128) * 0.3
-    people = torch.zeros(8, 128, 128, dtype=torch.bool)
-    people[:, 32:96, 32:64] = True
+    pictures = torch.randn(8, 3, side, side) * 0.3
+    people = torch.zeros(8, side, side, dtype=torch.bool)
+    people[:, side // 4 : -side // 4, side // 4 : side // 2] = True
     pictures[:, 1] += people * 1.5
     optimizer = torch.optim.Adam(readout.parameters(), lr=2e-3)
     for _ in range(40):

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image, ImageFilter
 
 from toy_world.draw import draw_person, draw_scene
+from toy_world.shape import IMAGE_SIZE
 from toy_world.world import (
     ACTIONS,
     PLACES,
@@ -120,8 +121,8 @@ def test_two_people_are_both_well_visible_the_first_one_left():
 
 def test_a_larger_picture_shows_the_same():
     for scene in scenes(5):
-        small, ids = draw_scene(scene, 128)
-        large, large_ids = draw_scene(scene, 256)
+        small, ids = draw_scene(scene)
+        large, large_ids = draw_scene(scene, 2 * IMAGE_SIZE)
         reduced = np.asarray(large.reduce(2), float)
         assert np.abs(reduced - np.asarray(small, float)).mean() < 4
         assert (large_ids[::2, ::2] != ids).mean() < 0.03

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
-from toy_run import ENVIRONMENT, PACK, config
+from toy_run import ENVIRONMENT, PACK, config, preparation
 
 from moa_core.address import Address
 from moa_core.moa_file import load_moa
@@ -26,7 +26,6 @@ from toy_world import shape
 from training.config import Config, ConfigError, Data, Loss, Model, Optimizer, Run, read_config
 from training.data.batch import Chance, EndlessSampler, collate
 from training.data.dataset import SubjectDataset
-from training.data.preparation import Preparation
 from training.data.shards import write_shards
 from training.finetune.loop import train
 from training.finetune.losses import masked_reconstruction, object_loss, router_loss
@@ -87,11 +86,11 @@ class Learner:
         if checkpointing:
             self.base.unet.enable_gradient_checkpointing()
             self.base.unet.train()
-        records = SubjectDataset(toy / "data", Preparation(max_subjects=2, augment=False), "all")
+        records = SubjectDataset(toy / "data", preparation(max_subjects=2, augment=False), "all")
         items = (records[n] for n in range(len(records)))
         self.items = [item for item in items if people in (None, int(item["valid"].sum()))][:count]
         self.batch = collate(self.items)
-        self.chance = Chance.of(0, 0, count, (16, 16), Loss(dropped=0.0))
+        self.chance = Chance.of(0, 0, count, (shape.IMAGE_SIZE // 8,) * 2, Loss(dropped=0.0))
         self.chance.timestep[:] = 500
         self.latents = self.base.autoencoder.encode(self.batch.pictures)
 
@@ -270,7 +269,8 @@ def test_a_contact_sheet_is_drawn(toy, tmp_path):
     from PIL import Image
 
     sheet = Image.open(tmp_path / "step-00000001.png")
-    assert sheet.height == 6 * 130 + 2 and (sheet.width - 2) % 130 == 0
+    cell = shape.IMAGE_SIZE + 2
+    assert sheet.height == 6 * cell + 2 and (sheet.width - 2) % cell == 0
 
 
 def test_the_rate_rises_stays_and_falls():

@@ -5,7 +5,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+from toy_world.shape import IMAGE_ENCODER, IMAGE_SIZE
 from training.config import Config, Data, Loss, Model, Optimizer, Run
+from training.data.preparation import Preparation
 
 PACK = Path(__file__).parent.parent
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(PACK)}
@@ -30,8 +32,14 @@ def config(toy: Path, out: Path, steps: int = 4, **others) -> Config:
     optimizer = {"lr": 1e-3, "batch": 2, "steps": steps}
     return Config(
         Model(str(toy / "base.safetensors"), str(toy / "encoder")),
-        Data(str(toy / "data"), size=128, max_subjects=2, smallest_crop=0.9, workers=0),
+        Data(str(toy / "data"), max_subjects=2, smallest_crop=0.9, workers=0),
         Run(str(out), precision="float32", validate_every=0, save_every=100),
         Loss(),
         Optimizer(**optimizer | others),
     )
+
+
+def preparation(**others) -> Preparation:
+    """Of the toy world's pictures, for the toy MoA's image encoder."""
+    shape = {"size": IMAGE_SIZE, "reference_size": IMAGE_ENCODER["image_size"]}
+    return Preparation(**shape | others)

@@ -8,13 +8,14 @@ from PIL import Image
 from .pen import GRID, Canvas, Colour, Pen
 from .people import Build, draw_person_at
 from .scenes import SHADOWS, draw_place
+from .shape import IMAGE_SIZE
 from .world import Clothes, Identity, Person, Scene
 
 NEUTRAL: Colour = (122, 116, 104)
 GROUND = 120.0
 
 
-def draw_scene(scene: Scene, size: int = GRID) -> tuple[Image.Image, np.ndarray]:
+def draw_scene(scene: Scene, size: int = IMAGE_SIZE) -> tuple[Image.Image, np.ndarray]:
     """The picture, RGB size x size, and the map uint8 [size, size]: 0 background, n the n-th person.
 
     A person's segment is what is visible of body and clothes; what they hold or ride is background.
@@ -38,7 +39,7 @@ def draw_person(
     action: str = "standing",
     framing: str = "portrait",
     clothes: Clothes | None = None,
-    size: int = GRID,
+    size: int = IMAGE_SIZE,
     background: Colour = NEUTRAL,
 ) -> tuple[Image.Image, np.ndarray]:
     """A reference picture: one person before a plain background, and who is where, bool [size, size]."""

@@ -39,8 +39,8 @@ class Data:
     """The pictures, in the FFHQ layout (training/data/records.py)."""
 
     root: str
-    size: int = 512
-    """Side of the training pictures in pixels: SD 1.5's own; Table 1 gives none."""
+    size: int = 0
+    """Side of the training pictures in pixels; 0 is the base model's own, SD 1.5's 512. Table 1 gives none."""
     max_subjects: int = 4
     """Of more people in a picture the largest are kept."""
     smallest_crop: float = 0.8

@@ -8,6 +8,7 @@ import pytest
 from browser import find_browser
 from layout import fit, links_behind_nodes, nodes_on_nodes, smallest_note, unread_notes
 
+from toy_world.shape import IMAGE_SIZE
 from training.comfyui import NAME
 from workflows import NAMES, read, to_api
 
@@ -100,7 +101,7 @@ def test_run_shows_a_picture(page, fresh_server, tmp_path):
     load(page, "One person")
     press_run(page, fresh_server)
     shown = "app.graph._nodes.find(n => n.type === 'SaveImage').imgs?.[0]?.naturalWidth"
-    page.wait_for_function(f"() => {shown} === 128", timeout=20_000)
+    page.wait_for_function(f"() => {shown} === {IMAGE_SIZE}", timeout=20_000)
     screenshot(page, tmp_path / "run.png")
     statuses = [entry["status"]["status_str"] for entry in fresh_server.get("/history").values()]
     assert set(statuses) == {"success"}

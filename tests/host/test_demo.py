@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from toy_world.shape import IMAGE_SIZE
 from training.comfyui import PACK, Server, find_comfyui, make_base_directory
 from training.demo.painters import ComfyUIPainter, DiffusersPainter
 from training.demo.takes import MORPH, PRIOR, TOGETHER
@@ -19,7 +20,7 @@ def painters(tmp_path_factory):
 @pytest.mark.parametrize("take", [PRIOR, TOGETHER, MORPH], ids=["prior", "together", "morph"])
 def test_both_hosts_paint_the_same(painters, take):
     ours, theirs = (np.stack(painter.paint(take)[0]).astype(int) for painter in painters)
-    assert ours.shape == theirs.shape == (take.frames, 128, 128, 3)
+    assert ours.shape == theirs.shape == (take.frames, IMAGE_SIZE, IMAGE_SIZE, 3)
     difference = np.abs(ours - theirs)
     print(f"of 255: largest difference {difference.max()}, mean {difference.mean():.4f}")
     assert difference.max() <= 2

@@ -9,6 +9,7 @@ import torch
 from conftest import unsaturated
 from PIL import Image
 
+from toy_world.shape import IMAGE_SIZE
 from training.comfyui import NAME, Server, find_comfyui, make_base_directory
 
 
@@ -53,7 +54,7 @@ def graph(checkpoint: str, moa: str, people: list[tuple[str, str]], prompt: str,
         ),
         "positive": node("CLIPTextEncode", clip=["patch", 1], text=prompt),
         "negative": node("CLIPTextEncode", clip=["patch", 1], text=""),
-        "latent": node("EmptyLatentImage", width=128, height=128, batch_size=1),
+        "latent": node("EmptyLatentImage", width=IMAGE_SIZE, height=IMAGE_SIZE, batch_size=1),
         "sample": node(
             "KSampler",
             model=["patch", 0],
@@ -99,7 +100,7 @@ def test_image_and_maps_come_out_and_another_subject_encodes_only_itself_anew(se
     first = server.queue(workflow("ann", "bob"))
     picture = Image.open(io.BytesIO(server.pictures(first, "save")[0]))
     maps = Image.open(io.BytesIO(server.pictures(first, "maps")[0]))
-    assert picture.size == (128, 128) and min(maps.size) > 300
+    assert picture.size == (IMAGE_SIZE, IMAGE_SIZE) and min(maps.size) > 300
     assert np.asarray(maps).std() > 10
     second = server.queue(workflow("ann", "cid"))
     kept = cached(second)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from toy_world.shape import IMAGE_SIZE
 from training.comfyui import NAME, PACK, Server, find_comfyui, make_base_directory
 from workflows import NAMES, to_api
 
@@ -48,4 +49,4 @@ def test_the_template_of_one_person_runs_from_the_package_alone(package, tmp_pat
         entry = server.queue(to_api(workflow, server.get("/object_info")))
         saved = next(str(node["id"]) for node in workflow["nodes"] if node["type"] == "SaveImage")
         picture = Image.open(io.BytesIO(server.pictures(entry, saved)[0]))
-    assert picture.size == (128, 128) and np.asarray(picture).std() > 0.05 * 255
+    assert picture.size == (IMAGE_SIZE, IMAGE_SIZE) and np.asarray(picture).std() > 0.05 * 255

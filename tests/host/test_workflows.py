@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from toy_world.draw import draw_scene
+from toy_world.shape import IMAGE_SIZE
 from toy_world.world import ACTIONS, WORDS, sample_scene
 from training.comfyui import NAME, PACK
 from workflows import NAMES, SHIPPED, pictures_of, read, shipped, to_api
@@ -64,7 +65,7 @@ def test_a_workflow_runs(fresh_server, name):
     painted = [picture for title, picture in pictures.items() if "routers" not in title]
     assert painted
     for picture in painted:
-        assert picture.size == (128, 128) and pixels(picture).std() > 0.05
+        assert picture.size == (IMAGE_SIZE, IMAGE_SIZE) and pixels(picture).std() > 0.05
 
 
 def subject_area(server, workflow) -> np.ndarray:
@@ -96,9 +97,9 @@ def test_a_swap_changes_the_person_and_keeps_the_background(fresh_server):
 
 
 def draw(host, seed, pose="standing", word="man"):
-    """IMAGE [128, 128, 3] and MASK [128, 128] of Toy Subject."""
+    """IMAGE [1, H, W, 3] and MASK [1, H, W] of Toy Subject."""
     image, mask = host.run("MoAToySubject", seed, pose, word)
-    assert image.shape == (1, 128, 128, 3) and mask.shape == (1, 128, 128)
+    assert image.shape == (1, IMAGE_SIZE, IMAGE_SIZE, 3) and mask.shape == (1, IMAGE_SIZE, IMAGE_SIZE)
     return image[0], mask[0]
 
 

@@ -25,8 +25,7 @@ def batches(
     config: Config, preparation: Preparation, accelerator: Accelerator, first: int
 ) -> Iterator[tuple[Batch, Chance]]:
     """Passes of this process from the first-th record of the run on, each with its records' randomness."""
-    data, optim, count = config.data, config.optimizer, accelerator.num_processes
-    size = (data.size // 8, data.size // 8)
+    optim, count, size = config.optimizer, accelerator.num_processes, (preparation.size // 8,) * 2
     for n, batch in enumerate(loader(config, preparation, first, accelerator.process_index, count)):
         number = first + (n * count + accelerator.process_index) * optim.batch
         chance = Chance.of(config.run.seed, number, optim.batch, size, config.loss)

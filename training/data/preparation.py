@@ -29,8 +29,8 @@ class Preparation:
     then taken whatever `augment` says.
     """
 
-    size: int = 128
-    reference_size: int = 64
+    size: int
+    reference_size: int
     max_subjects: int = 4
     augment: bool = True
     smallest_crop: float = 1.0
@@ -39,10 +39,10 @@ class Preparation:
     cached_latents: bool = False
 
     @classmethod
-    def of(cls, data: Data, reference_size: int) -> Preparation:
-        """As the configuration says, for an image encoder that takes squares of this size."""
+    def of(cls, data: Data, size: int, reference_size: int) -> Preparation:
+        """As the configuration says, for a base model and an image encoder that take squares of these sizes."""
         return cls(
-            size=data.size,
+            size=data.size or size,
             reference_size=reference_size,
             max_subjects=data.max_subjects,
             smallest_crop=data.smallest_crop,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from toy_world.shape import IMAGE_SIZE
 from training.demo.takes import CFG, CHECKPOINT, FRAMES, MOA, STEPS, Take
 
 
@@ -24,7 +25,7 @@ def graph(take: Take) -> dict[str, Any]:
         ),
         "positive": _node("CLIPTextEncode", clip=["patch", 1], text=take.prompt),
         "negative": _node("CLIPTextEncode", clip=["patch", 1], text=""),
-        "empty": _node("EmptyLatentImage", width=128, height=128, batch_size=take.frames),
+        "empty": _node("EmptyLatentImage", width=IMAGE_SIZE, height=IMAGE_SIZE, batch_size=take.frames),
         "latent": _node("LatentBatchSeedBehavior", samples=["empty", 0], seed_behavior="fixed"),
         "sample": _node(
             "KSampler",

@@ -37,8 +37,9 @@ def train(config: Config, resume: Path | None = None) -> None:
     torch.manual_seed(run.seed)
     base, moa, model = build(config)
     base.to(accelerator.device)
+    preparation = Preparation.of(config.data, base.picture_size, moa.image_encoder.size)
     if config.data.cached_latents:
-        check_latents(Path(config.data.root), base.autoencoder, config.data.size)
+        check_latents(Path(config.data.root), base.autoencoder, preparation.size)
     if run.checkpointing:
         base.unet.enable_gradient_checkpointing()
     parameters = trained(model)
@@ -49,7 +50,6 @@ def train(config: Config, resume: Path | None = None) -> None:
     out = Path(run.out)
     step = load_checkpoint(resume, parameters, optimizer)["step"] if resume else 0
     records = optim.batch * accelerator.num_processes * optim.accumulate  # in a step
-    preparation = Preparation.of(config.data, moa.image_encoder.size)
     passes = batches(config, preparation, accelerator, first=step * records)
     shown = first_of_test_set(config, preparation).to(accelerator.device) if run.validate_every else None
     main = accelerator.is_main_process

@@ -55,6 +55,11 @@ class Base:
             part.to(device)
         return self
 
+    @property
+    def picture_size(self) -> int:
+        """Side in pixels of the pictures it was made for."""
+        return 8 * self.unet.config.sample_size
+
     def fresh_moa(self, image_encoder: dict[str, Any], **others: Any) -> MoA:
         """A MoA that changes nothing yet; its image encoder (arguments of CLIPVisionConfig) has random weights.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
@@ -20,18 +20,10 @@ class Part:
     """`module.function` in training/toy/pretrain."""
     batch: int
     lr: float
-    flags: dict[str, str] = field(default_factory=dict)
-    """Further switches with their meaning."""
 
 
 PARTS = {
-    "vae": Part(
-        "train the base model's autoencoder",
-        "autoencoder.train_vae",
-        batch=8,
-        lr=2e-3,
-        flags={"decoder_only": "leave the encoder as it is"},
-    ),
+    "vae": Part("train the base model's autoencoder", "autoencoder.train_vae", batch=16, lr=2e-3),
     "unet": Part("train the base model's text encoder and U-Net", "unet.train_unet", batch=16, lr=1e-3),
     "readout": Part("train the judges of training.toy.measure", "judges.train_readout", batch=48, lr=2e-3),
     "encoder": Part("train the image encoder that a MoA starts from", "encoder.train_encoder", batch=64, lr=5e-4),
@@ -41,16 +33,14 @@ PARTS = {
 def add_part(commands: argparse._SubParsersAction, name: str, part: Part) -> None:
     command = commands.add_parser(name, help=part.text, description=part.text)
     command.add_argument("--run", type=Path, required=True, help="run folder, shared by all parts")
-    command.add_argument("--steps", type=int, help="train up to this step")
-    command.add_argument("--minutes", type=float, help="stop after so many minutes")
-    command.add_argument("--resume", action="store_true", help="go on from the run folder's file")
+    command.add_argument("--steps", type=int, required=True, help="train up to this step, at a rate that falls to 0")
+    command.add_argument("--minutes", type=float, help="stop early after so many minutes")
+    command.add_argument("--resume", action="store_true", help="go on from the run folder's file, along the same curve")
     command.add_argument("--seed", type=int, default=0, help="(default %(default)s)")
     command.add_argument("--batch", type=int, default=part.batch, help="(default %(default)s)")
     command.add_argument("--lr", type=float, default=part.lr, help="learning rate (default %(default)s)")
     command.add_argument("--scenes", type=int, default=20_000, help="pictures rendered once (default %(default)s)")
     command.add_argument("--workers", type=int, default=1, help="processes that render them (default %(default)s)")
-    for flag, meaning in part.flags.items():
-        command.add_argument(f"--{flag.replace('_', '-')}", action="store_true", help=meaning)
     command.set_defaults(act=lambda options: _train(part, options))
 
 
@@ -58,8 +48,7 @@ def _train(part: Part, options: dict) -> None:
     from training.toy.pretrain.loop import Plan
 
     module, function = part.train.split(".")
-    flags = {flag: options.pop(flag) for flag in part.flags}
-    getattr(import_module(f"training.toy.pretrain.{module}"), function)(Plan(**options), **flags)
+    getattr(import_module(f"training.toy.pretrain.{module}"), function)(Plan(**options))
 
 
 def add_render(commands: argparse._SubParsersAction) -> None:

@@ -15,12 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from toy_world.shape import IMAGE_SIZE
 from training.host.pipeline import MoAPipeline
 from training.toy.cases import PER_PROMPT, Case, draw
 from training.toy.judges import Readout
 from training.toy.renders import CONTEXT, IDENTITY, labels, views
 
-GROW = 2
+GROW = IMAGE_SIZE // 64
 """Pixels around the subjects that still count as theirs: edges are smooth."""
 
 

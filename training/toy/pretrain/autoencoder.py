@@ -57,18 +57,12 @@ def crops(pictures: RenderedScenes, count: int, random: torch.Generator) -> Tens
     return to_tensor(np.stack(squares))
 
 
-def train_vae(plan: Plan, decoder_only: bool = False) -> None:
-    """Train the autoencoder on squares of rendered scenes.
-
-    decoder_only: the encoder stays as its average is, so that the U-Net may learn from its latents meanwhile.
-    """
+def train_vae(plan: Plan) -> None:
+    """Train the autoencoder on squares of rendered scenes."""
     pictures = rendered(plan, IMAGE_SIZE)
     torch.manual_seed(plan.seed)
     vae = NarrowVAE()
     trainee = Trainee("vae", vae, plan)
-    if decoder_only:
-        vae.load_state_dict({k: v for k, v in trainee.average.items() if k.startswith("encoder.")}, strict=False)
-        vae.encoder.requires_grad_(False)
     shown = to_tensor(pictures.pixels[-HELD_OUT:]).to(device())
 
     def loss_of(random: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:

@@ -8,6 +8,7 @@ so a run that goes on from its file is the run that was never stopped.
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -26,7 +27,7 @@ from training.finetune.signals import stop_on_signal
 
 SAVE_MINUTES = 5.0
 WARMUP = 100
-"""Steps in which the learning rate rises to its value; it is constant from there, the average does the rest."""
+"""Steps in which the learning rate rises to its value."""
 EMA = 0.999
 CLIP = 1.0
 
@@ -36,10 +37,10 @@ class Plan:
     """How one part is trained; written into its file."""
 
     run: Path
-    steps: int | None = None
-    """Train up to this step."""
+    steps: int
+    """Train up to this step; the learning rate falls to nothing along a cosine that ends there."""
     minutes: float | None = None
-    """Stop after so many minutes, counted from this start."""
+    """Stop early after so many minutes, counted from this start."""
     resume: bool = False
     seed: int = 0
     batch: int = 16
@@ -49,9 +50,10 @@ class Plan:
     workers: int = 1
     """Processes that render them."""
 
-    def __post_init__(self) -> None:
-        if self.steps is None and self.minutes is None:
-            raise ValueError("say how long to train: --steps, --minutes or both")
+    def rate(self, step: int) -> float:
+        """The learning rate of a step, counted from 0."""
+        rising, falling = min(1.0, (step + 1) / WARMUP), (1 + math.cos(math.pi * step / self.steps)) / 2
+        return self.lr * rising * falling
 
 
 def device() -> torch.device:
@@ -87,9 +89,8 @@ class Trainee:
 
     def update(self, loss: Tensor) -> None:
         """One optimizer step."""
-        rate = self.plan.lr * min(1.0, (self.step + 1) / WARMUP)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = self.plan.rate(self.step)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), CLIP)
@@ -114,6 +115,10 @@ class Trainee:
 
     def _load(self) -> None:
         tensors, progress = read(self.path)
+        for name in ("steps", "lr", "batch", "seed"):
+            before, now = progress["plan"][name], getattr(self.plan, name)
+            if before != now:  # it would go on as another run, along another curve
+                raise ValueError(f"{self.path} is of a run with --{name} {before}, not {now}: go on with the same")
         self.step, self.seconds = progress["step"], progress["seconds"]
         self.model.load_state_dict({k: tensors[f"model.{k}"] for k in self.model.state_dict()})
         for name, value in self.average.items():
@@ -163,7 +168,7 @@ def _train(trainee: Trainee, loss_of: Callable, look: Callable, stop: list[int])
     before, first = trainee.seconds, trainee.step
     smooth: dict[str, float] = {}
     bar = tqdm(initial=first, total=plan.steps, unit="step", desc=trainee.name, mininterval=1.0)
-    while not stop and (plan.steps is None or trainee.step < plan.steps):
+    while not stop and trainee.step < plan.steps:
         now = time.monotonic()
         if plan.minutes is not None and now - start > plan.minutes * 60:
             break

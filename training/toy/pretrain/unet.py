@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from moa_core.whole_file import whole
+from toy_world import shape
 from toy_world.shape import BASE, IMAGE_SIZE
 from toy_world.world import PLACES
 from training.finetune.contact_sheet import sheet
@@ -29,6 +30,8 @@ GAMMA = 5.0
 """Of the min-SNR weighting."""
 DROPPED = 0.1
 """Share of captions replaced by the empty one, for classifier-free guidance."""
+LATENTS = "latents.safetensors"
+"""What the U-Net learns from, in the run folder."""
 HELD_OUT = 256
 """So many latents at the end of the set are for the held-out loss only."""
 
@@ -56,14 +59,14 @@ def diffusion_loss(model: nn.Module, latents: Tensor, ids: Tensor, timestep: Ten
 def encoded(plan: Plan) -> tuple[Tensor, Tensor]:
     """Latents [N, 4, h, w] and token ids [N, 77] of the rendered scenes, kept in the run folder.
 
-    Made again when the encoder or the scenes are others; the decoder may learn on.
+    Made again when the encoder or the scenes are others.
     """
     pictures = rendered(plan, IMAGE_SIZE)
     vae = NarrowVAE().eval()
     read_average(plan.run / "vae.safetensors", vae)
     weights = b"".join(weight.numpy().tobytes() for weight in vae.encoder.state_dict().values())
     source = json.dumps([hashlib.sha256(weights).hexdigest(), *pictures.recipe.values()])
-    path = plan.run / "latents.safetensors"
+    path = plan.run / LATENTS
     if not path.exists() or _source(path) != source:
         _write_latents(path, vae.to(device()), pictures, source)
     tensors = load_file(path)
@@ -143,11 +146,17 @@ def sample(model: Denoiser, ids: Tensor, empty: Tensor, noise: Tensor, steps: in
 
 
 def assemble(run: Path, out: Path) -> None:
-    """Write the averaged weights of a run folder as one checkpoint, which CheckpointLoaderSimple reads."""
+    """Write the averaged weights of a run folder as one checkpoint, which CheckpointLoaderSimple reads.
+
+    Embeddings of tokens that no caption holds never learnt: they are written as zero, which compresses.
+    """
     vae, model = NarrowVAE(), Denoiser()
     steps = {
         "vae": read_average(run / "vae.safetensors", vae),
         "unet": read_average(run / "unet.safetensors", model),
     }
+    unknown = torch.ones(shape.TEXT_ENCODER["vocab_size"], dtype=torch.bool)
+    unknown[load_file(run / LATENTS)["ids"].long().unique()] = False
+    model.text_encoder.get_input_embeddings().weight.data[unknown] = 0.0
     save_toy(Base(model.unet, model.text_encoder, vae, BASE), out)
     print(f"{out}: {out.stat().st_size / 1e6:.1f} MB, from steps {steps}")
