@@ -17,6 +17,7 @@ from toy_run import preparation
 
 from moa_core.reference import MEAN, STD
 from toy_world.shape import IMAGE_SIZE as SIDE
+from training.config import Augmentation
 from training.data.dataset import SubjectDataset, TooManyBroken
 from training.data.layout import folder_of
 from training.data.records import BrokenRecord, read_record
@@ -95,6 +96,45 @@ def test_a_random_background_is_one_colour_around_the_whole_subject(tmp_path):
         assert (picture[:, 0, 0] - picture[:, 63, 63]).abs().max() < 3
         corners.append(picture[:, 0, 0])
     assert (corners[0] - corners[1]).abs().max() > 10
+
+
+def test_augmentations_do_to_references_what_their_names_say(tmp_path):
+    write_record(tmp_path, "00000000", 96, 96, [(10, 10, 40, 90), (60, 20, 84, 44)])
+    path = tmp_path / "00000/00000000.jpg"
+    pixels = np.asarray(Image.open(path)).copy()
+    pixels[10:40, 10:25] = (250, 240, 30)  # a head in two colours
+    Image.fromarray(pixels).save(path, quality=100, subsampling=0)
+
+    def references(epoch: int = 0, augment: bool = True, background: str = "neutral", **chances) -> torch.Tensor:
+        options = {"reference_background": background, "augmentation": Augmentation(**chances), "augment": augment}
+        return as_picture(SubjectDataset(tmp_path, preparation(**options))[epoch, 0]["references"][:2])
+
+    plain, all_ways = references(), dict.fromkeys(vars(Augmentation()), 1.0)
+    flipped, grey, zoomed = references(flip=1.0), references(grey=1.0), references(zoom=1.0)
+    assert (flipped - plain.flip(-1)).abs().mean() < 4 < (flipped - plain).abs().mean()
+    assert (grey - grey.mean(dim=1, keepdim=True)).abs().max() < 1
+    # Of the tall one the head alone, which then fills the picture; the square one stays.
+    assert (plain[0, :, 56, 25] - torch.tensor(SUBJECTS[0])).abs().max() < 25
+    assert (zoomed[0, :, 56, 12] - torch.tensor([250, 240, 30])).abs().max() < 25
+    assert (zoomed[1] - plain[1]).abs().mean() < 4
+    for way in ("rotation", "jitter", "blur", "elastic"):
+        one, again, other = (references(epoch, **{way: 1.0}) for epoch in (0, 0, 1))
+        assert torch.equal(one, again) and (one - other).abs().mean() > 0.1 < (one - plain).abs().mean(), way
+    assert torch.equal(references(augment=False, **all_ways), plain)  # what is shown and judged stays as it is
+    noise = references(background="noise")
+    assert noise[0, :, :, :8].std(dim=(1, 2)).min() > 20 and plain[0, :, :, :8].std(dim=(1, 2)).max() < 2
+
+
+def test_a_subject_that_does_not_appear_stays_a_word(tmp_path):
+    write_record(tmp_path, "00000000", 96, 96, [(4, 20, 34, 90), (50, 20, 90, 60)])
+    often = SubjectDataset(tmp_path, preparation(appear=0.8))
+    items = [often[epoch, 0] for epoch in range(100)]
+    shown = torch.stack([item["valid"][:2].sum() for item in items])
+    assert set(shown.tolist()) == {0, 1, 2} and 130 < shown.sum() < 185
+    alone = next(item for item in items if item["valid"].sum() == 1)
+    assert alone["caption"].count("man") == 2 and alone["masks"][1:].sum() == 0
+    judged = SubjectDataset(tmp_path, preparation(appear=0.8, augment=False))
+    assert all(judged[epoch, 0]["valid"][:2].all() for epoch in range(20))
 
 
 @settings(max_examples=40, deadline=None)

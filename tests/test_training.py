@@ -23,7 +23,7 @@ from moa_core.address import Address
 from moa_core.moa_file import load_moa
 from moa_core.subject_area import routed_blocks
 from toy_world import shape
-from training.config import Config, ConfigError, Data, Loss, Model, Optimizer, Run, read_config
+from training.config import Augmentation, Config, ConfigError, Data, Loss, Model, Optimizer, Run, read_config
 from training.data.batch import Chance, EndlessSampler, collate
 from training.data.dataset import SubjectDataset
 from training.data.shards import write_shards
@@ -309,6 +309,8 @@ def test_the_shipped_configurations_are_whole_and_the_papers():
     assert toy.run.file == "moa-toy.safetensors"
     assert dataclasses.replace(longer, optimizer=toy.optimizer) == toy and longer.optimizer.steps > toy.optimizer.steps
     assert paper.loss == Loss(router=1e-4, object=1e-4, dropped=0.1, timesteps=800)
+    theirs = Augmentation(zoom=0.5, rotation=0.75, jitter=0.5, blur=0.5, grey=0.1, flip=0.5, elastic=0.5)
+    assert (paper.data.background, paper.data.appear, paper.data.augmentation) == ("noise", 0.9, theirs)
     assert paper.optimizer == Optimizer(lr=5e-5, batch=32, steps=40_000, warmup=0, cooldown=0)
 
 

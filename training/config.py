@@ -35,6 +35,25 @@ class Model:
 
 
 @dataclass(frozen=True)
+class Augmentation:
+    """How a subject's reference is varied, each way with this probability. The paper is silent, so none is the default;
+    the ways, and the values in ffhq.yaml, are FastComposer's."""
+
+    zoom: float = 0.0
+    """Of someone taller than wide only the upper square: head and shoulders."""
+    rotation: float = 0.0
+    """By up to 30 degrees either way."""
+    jitter: float = 0.0
+    """Brightness, contrast and saturation by up to a half, and any hue."""
+    blur: float = 0.0
+    grey: float = 0.0
+    flip: float = 0.0
+    """Left for right."""
+    elastic: float = 0.0
+    """Bent, as seen through water."""
+
+
+@dataclass(frozen=True)
 class Data:
     """The pictures, in the FFHQ layout (training/data/records.py)."""
 
@@ -47,8 +66,13 @@ class Data:
     """Random squares have this share of the shorter side at least."""
     min_area: float = 0.01
     """A subject that covers less of the square is left out."""
-    background: Literal["neutral", "random"] = "random"
-    """What replaces the background of a reference."""
+    background: Literal["neutral", "random", "noise"] = "random"
+    """What replaces the background of a reference: the neutral colour of its use, a random one, or a random one for
+    each pixel, as in FastComposer."""
+    appear: float = 1.0
+    """Probability of each subject to be bound; the others stay words, as in a prompt with two men of whom one is a
+    subject. The paper is silent; FastComposer (object_appear_prob): 0.9."""
+    augmentation: Augmentation = field(default_factory=Augmentation)
     cached_latents: bool = False
     """Latents are read from files (training/data/latents.py), which saves the autoencoder's work in every step;
     pictures are then the largest squares in the middle instead of random ones."""

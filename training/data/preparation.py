@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from moa_core.reference import MARGIN, SMALLEST, prepare_reference
-from training.config import Data
+from moa_core.reference import MARGIN, MEAN, SMALLEST, prepare_reference
+from training.config import Augmentation, Data
+from training.data.augmentation import augmented
 from training.data.records import Record, Segment
 
-Background = Literal["neutral", "random"]
+Background = Literal["neutral", "random", "noise"]
 
 
 @dataclass(frozen=True)
@@ -25,8 +27,9 @@ class Preparation:
     shorter side; without it, the largest square in the middle. Subjects that then cover less than `min_area`
     of the square are left out, and of more than `max_subjects` the largest are kept, in the caption's order.
     The references come from the whole picture; what is not the subject becomes the neutral colour of the
-    image encoder, or a random one. `cached_latents` (latents.py) are those of the square in the middle, which is
-    then taken whatever `augment` says.
+    image encoder, a random one, or noise. With `augment`, subjects are bound with the probability `appear`, and
+    references varied as `augmentation` says.
+    `cached_latents` (latents.py) are those of the square in the middle, which is then taken whatever `augment` says.
     """
 
     size: int
@@ -37,6 +40,8 @@ class Preparation:
     min_area: float = 0.01
     reference_background: Background = "neutral"
     cached_latents: bool = False
+    appear: float = 1.0
+    augmentation: Augmentation = field(default_factory=Augmentation)
 
     @classmethod
     def of(cls, data: Data, size: int, reference_size: int) -> Preparation:
@@ -49,6 +54,8 @@ class Preparation:
             min_area=data.min_area,
             reference_background=data.background,
             cached_latents=data.cached_latents,
+            appear=data.appear,
+            augmentation=data.augmentation,
         )
 
     @property
@@ -73,6 +80,8 @@ class Preparation:
         ids = Image.fromarray(record.ids.astype(np.int32)).resize(square, Image.Resampling.NEAREST, box)
         masks = [torch.from_numpy(np.asarray(ids) == segment.id) for segment in record.segments]
         kept = self._keep(masks, record.segments)
+        if self.augment:
+            kept = [n for n in kept if rng.random() < self.appear]
 
         s, r = self.max_subjects, self.reference_size
         item = {
@@ -89,15 +98,20 @@ class Preparation:
         pixels = _to_tensor(record.image)
         for slot, n in enumerate(kept):
             mask = torch.from_numpy(record.ids == record.segments[n].id).float()
-            if self.reference_background == "random":
-                colour = torch.from_numpy(rng.random(3, dtype=np.float32))
-                item["references"][slot] = prepare_reference(on_colour(pixels, mask, colour), None, r)
-            else:
-                item["references"][slot] = prepare_reference(pixels, mask, r)
+            item["references"][slot] = self._reference(pixels, mask, rng)
             item["masks"][slot] = masks[n]
             item["positions"][slot] = record.segments[n].end
             item["valid"][slot] = True
         return item
+
+    def _reference(self, pixels: Tensor, mask: Tensor, rng: np.random.Generator) -> Tensor:
+        """The subject's picture [3, R, R] from pixels [H, W, 3] in 0..1, mask [H, W]."""
+        chances, size = self.augmentation if self.augment else Augmentation(), self.reference_size
+        if self.reference_background == "neutral" and chances == Augmentation():
+            return prepare_reference(pixels, mask, size)  # to the pixel as at use
+        square = on_background(pixels, mask, self.reference_background, rng, zoomed=rng.random() < chances.zoom)
+        small = F.interpolate(square.movedim(-1, 0)[None], (size, size), mode="bicubic", antialias=True)[0]
+        return prepare_reference(augmented(small.clamp(0, 1).movedim(0, -1), chances, rng), None, size)
 
     def _crop(self, size: tuple[int, int], rng: np.random.Generator) -> tuple[int, int, int, int]:
         """left, top, right, bottom of a square inside the picture."""
@@ -129,16 +143,27 @@ def cut(image: Image.Image, box: tuple[int, int, int, int], size: int) -> Tensor
     return _to_tensor(image.resize((size, size), Image.Resampling.BICUBIC, box)).movedim(-1, 0) * 2 - 1
 
 
-def on_colour(pixels: Tensor, mask: Tensor, colour: Tensor) -> Tensor:
-    """The subject alone on a square of one colour: [H, W, 3] in 0..1, mask [H, W] -> [side, side, 3]."""
+def on_background(
+    pixels: Tensor, mask: Tensor, background: Background, rng: np.random.Generator, zoomed: bool = False
+) -> Tensor:
+    """The subject alone on a square: [H, W, 3] in 0..1, mask [H, W] -> [side, side, 3].
+
+    zoomed: of someone taller than wide only the upper square.
+    """
     rows, columns = mask.any(dim=1).nonzero().flatten(), mask.any(dim=0).nonzero().flatten()
     top, left = int(rows[0]), int(columns[0])
     cut = mask[top : int(rows[-1]) + 1, left : int(columns[-1]) + 1, None]
+    cut = cut[: cut.shape[1]] if zoomed else cut
     height, width = cut.shape[:2]
     side = max(round(max(height, width) * (1 + 2 * MARGIN)), SMALLEST)
     y, x = (side - height) // 2, (side - width) // 2
-    square = colour.expand(side, side, 3).clone()
-    square[y : y + height, x : x + width] = torch.lerp(colour, pixels[top:, left:][:height, :width], cut)
+    if background == "noise":
+        square = torch.from_numpy(rng.random((side, side, 3), dtype=np.float32))
+    else:
+        colour = torch.tensor(MEAN) if background == "neutral" else torch.from_numpy(rng.random(3, dtype=np.float32))
+        square = colour.repeat(side, side, 1)
+    part = square[y : y + height, x : x + width]
+    part.copy_(torch.lerp(part, pixels[top:, left:][:height, :width], cut))
     return square
 
 
