@@ -167,6 +167,11 @@ def read_config(path: str | Path) -> Config:
         raise ConfigError(f"{path} does not exist: give a configuration such as training/configs/toy.yaml") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is no YAML file: {error}") from error
+    return config_of(path, content)
+
+
+def config_of(path: Path, content: Any) -> Config:
+    """From what `to_dict` gave, as the file at this path keeps it. Raises ConfigError."""
     return _section(path, "", Config, content)
 
 

@@ -1,8 +1,8 @@
 """python -m training.evaluate toy|paper: how well a MoA works.
 
 toy    MoA beside its baselines in the toy world -> training/RESULTS.md
-paper  the paper's protocol on a MoA, with MTCNN, FaceNet and CLIP (training/evaluation/paper.py); under
-       `accelerate launch` its processes share the work
+paper  the paper's figures of a MoA, measured as FastComposer's script does, with MTCNN, FaceNet and CLIP
+       (training/evaluation/paper.py); under `accelerate launch` its processes share the work
 """
 
 from __future__ import annotations
@@ -52,24 +52,33 @@ def _toy(args: argparse.Namespace) -> str:
 
 
 def add_paper(commands: argparse._SubParsersAction) -> None:
-    one = commands.add_parser("paper", help="the paper's protocol: identity by MTCNN and FaceNet, prompt by CLIP")
+    text = "identity by MTCNN and FaceNet, prompt by CLIP, of a MoA and of the prior"
+    one = commands.add_parser("paper", help=text, description=f"{text}. Defaults are those of FastComposer's script.")
     one.add_argument("--base", type=Path, required=True, help="Stable Diffusion 1.5 folder in diffusers' format")
-    one.add_argument("--moa", type=Path, required=True, help="MoA file")
+    what = one.add_mutually_exclusive_group(required=True)
+    what.add_argument("--moa", type=Path, help="MoA file")
+    what.add_argument("--run", type=Path, help="in its place the run.out of a training of any model.method")
     one.add_argument("--subjects", type=Path, required=True, help="folder with a folder of pictures per subject")
-    one.add_argument("--prompts", type=Path, required=True, help="text file, one prompt with <subject> a line")
+    one.add_argument(
+        "--prompts",
+        type=Path,
+        required=True,
+        help="text file, one prompt with <subject> a line; or FastComposer's evaluation/single_object/data.py",
+    )
     one.add_argument("--out", type=Path, required=True, help="folder of the results, new or from an earlier run")
     one.add_argument("--facenet", type=Path, required=True, help="FaceNet's weights as .safetensors")
     one.add_argument("--clip", type=Path, required=True, help="folder of a CLIP (clip-vit-large-patch14)")
     one.add_argument("--images", type=int, default=4, help="for each subject and prompt (default %(default)s)")
-    one.add_argument("--steps", type=int, default=30, help="of UniPC (default %(default)s)")
+    one.add_argument("--all-pictures", action="store_true", help="use all of a subject's pictures, not its first")
+    one.add_argument("--steps", type=int, default=50, help="of UniPC (default %(default)s)")
     one.add_argument("--cfg", type=float, default=5.0, help="(default %(default)s)")
     one.add_argument("--seed", type=int, default=0, help="(default %(default)s)")
     one.set_defaults(run_mode=_paper)
 
 
 def _paper(args: argparse.Namespace) -> str:
-    files = {name: getattr(args, name) for name in ("base", "moa", "subjects", "prompts", "out", "facenet", "clip")}
-    return table(paper(**files, images=args.images, sampling=Sampling(args.steps, args.cfg, args.seed)))
+    names = ("base", "moa", "run", "subjects", "prompts", "out", "facenet", "clip", "images", "all_pictures")
+    return table(paper(**{n: getattr(args, n) for n in names}, sampling=Sampling(args.steps, args.cfg, args.seed)))
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -38,23 +38,34 @@ class ReferencePerson:
         return f"{self.word} {fingerprint(*self.pixels, *(mask for mask in self.masks if mask is not None))}"
 
 
-def read_people(folder: Path) -> list[ReferencePerson]:
-    """One person for each folder in `folder`, sorted by name. Raises ValueError for what cannot be used."""
+def read_people(folder: Path, words: dict[str, str] | None = None, all_pictures: bool = False) -> list[ReferencePerson]:
+    """One person for each folder in `folder`, sorted by name. Raises ValueError for what cannot be used.
+
+    words: those of the people to read, by their folders, which then must be there; None: all there are.
+    all_pictures: not the first of each alone.
+    """
     if not folder.is_dir():
         raise ValueError(f"--subjects: {folder} is no folder; expected one that holds a folder for each subject")
-    people = [_read_person(path) for path in sorted(folder.iterdir()) if path.is_dir()]
-    if not people:
+    folders = sorted(path for path in folder.iterdir() if path.is_dir())
+    if words is not None:
+        if missing := sorted(words.keys() - {path.name for path in folders}):
+            raise ValueError(
+                f"--subjects: {folder} lacks {len(missing)} of the {len(words)} subjects that --prompts lists: "
+                f"{', '.join(missing[:3])}"
+            )
+        folders = [path for path in folders if path.name in words]
+    if not folders:
         raise ValueError(f"--subjects: {folder} holds no folder; expected one for each subject, with its pictures")
-    return people
+    return [_read_person(path, (words or {}).get(path.name), all_pictures) for path in folders]
 
 
-def _read_person(folder: Path) -> ReferencePerson:
+def _read_person(folder: Path, word: str | None, all_pictures: bool) -> ReferencePerson:
     files = sorted(p for p in folder.iterdir() if p.suffix.lower() in ENDINGS and not p.name.endswith(MASK))
     if not files:
         raise ValueError(f"{folder} holds no picture of the subject ({', '.join(sorted(ENDINGS))})")
-    pictures = {path: read_picture(path) for path in files}
+    pictures = {path: read_picture(path) for path in (files if all_pictures else files[:1])}
     masks = [_read_mask(path, picture.size) for path, picture in pictures.items()]
-    return ReferencePerson(folder.name, _read_word(folder / WORD_FILE), pictures, masks)
+    return ReferencePerson(folder.name, word or _read_word(folder / WORD_FILE), pictures, masks)
 
 
 def _read_word(path: Path) -> str:

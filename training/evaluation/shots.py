@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import re
 from collections.abc import Iterator, Sequence
@@ -30,7 +31,7 @@ class Shot:
     @property
     def name(self) -> str:
         """Its files in the output folder, without their ending."""
-        return f"{self.people[0].name}/{self.number}-{self.n}"
+        return f"{'+'.join(person.name for person in self.people)}/{self.number}-{self.n}"
 
     @property
     def prompt(self) -> str:
@@ -76,11 +77,10 @@ def read_prompts(path: Path) -> list[str]:
 
 
 def plan(people: Sequence[ReferencePerson], prompts: Sequence[str], images: int) -> Iterator[Shot]:
-    """Every prompt with every person; a second placeholder is the next person, after the last the first again."""
-    for first in range(len(people)):
-        for number, template in enumerate(prompts):
-            count = template.count(PLACEHOLDER)
-            if count > len(people):
-                raise ValueError(f"prompt '{template}' is for {count} people: --subjects holds only {len(people)}")
-            shown = tuple(people[(first + place) % len(people)] for place in range(count))
+    """Every prompt with every person; one of two placeholders with every pair of people, 105 of 15."""
+    for number, template in enumerate(prompts):
+        count = template.count(PLACEHOLDER)
+        if count > len(people):
+            raise ValueError(f"prompt '{template}' is for {count} people: --subjects holds only {len(people)}")
+        for shown in itertools.combinations(people, count):
             yield from (Shot(shown, number, template, n) for n in range(images))
