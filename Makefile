@@ -24,7 +24,8 @@ bench: setup
 soak: setup
 	$(RUN) -m pytest -m slow -s
 
-# The toy models from scratch, as the shipped ones were made (models/*/*.md); each part goes on where it was stopped.
+# The toy models from scratch, every training at a rate that falls to nothing; each goes on where it was stopped.
+# models/*/*.md say how the shipped ones were made.
 TOY := $(RUN) -m training.toy
 resume = $(if $(wildcard runs/toy/$(1).safetensors),--resume)
 

@@ -126,9 +126,8 @@ def test_the_evidence_holds_every_row_and_trains_none_twice(toy, tmp_path, monke
     for name, row in result["rows"].items():
         assert row.keys() == HEADINGS.keys() and f"| {name} |" in report(result)
         assert all(estimate is None or estimate[1] <= estimate[0] <= estimate[2] for estimate in row.values())
-        assert row["calls"][0] == (
-            3 if name == "MoA, three-term guidance" else 2
-        )  # no MoA acts on the first of 2 steps
+        calls = 3 if name == "MoA, three-term guidance" else 2  # no MoA acts on the first of two steps
+        assert row["calls"][0] == calls
     assert (tmp_path / "evidence.png").exists() and (tmp_path / "evidence.json").exists()
     files = list(tmp_path.glob("*/checkpoints/step-00000001/*"))
     assert len(files) == 3 * len({row.folder for row in CONTENDERS} - {None})

@@ -17,7 +17,7 @@ from training.host.pretrained import fresh_moa, load_base
 from training.host.tokenizer import tokenize
 from training.host.toy_base import load_toy, save_toy
 from training.toy.cases import Case, cases
-from training.toy.figures import Figures, assigned, judge_change, judge_routers
+from training.toy.figures import GROW, Figures, assigned, judge_change, judge_routers
 from training.toy.judges import Readout
 from training.toy.pretrain import loop
 from training.toy.pretrain.autoencoder import train_vae
@@ -154,7 +154,7 @@ def test_change_is_told_apart_inside_and_outside_the_people():
     judge_change(figures, people, a, a)
     assert figures["change inside"] == figures["change outside"] == 0.0
     b = a.clone()
-    b[:, :, 6:18, 6:18] = 1.0  # the people and the two pixels around them
+    b[:, :, 8 - GROW : 16 + GROW, 8 - GROW : 16 + GROW] = 1.0  # the people and the pixels around them
     figures = Figures()
     judge_change(figures, people, a, b)
     assert figures["change inside"] == 0.5 and figures["change outside"] == 0.0  # half of the range -1..1

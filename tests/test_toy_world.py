@@ -96,7 +96,7 @@ def test_another_look_of_one_person_changes_pixels_of_that_person_only(attribute
         difference = changed(image, again)
         assert (ids == same_ids).all() and difference.any()
         # Where hair shows in a gap thinner than a pixel, no pixel's centre is the person's.
-        assert (difference & ~grown(ids == 1)).sum() <= 2
+        assert (difference & ~grown(ids == 1)).mean() < 1e-4
 
 
 @pytest.mark.parametrize("action", ["holding flowers", "holding a book", "riding a bike"])

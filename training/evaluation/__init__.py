@@ -1,1 +1,1 @@
-"""The paper's evaluation protocol: pictures drawn, faces and prompts compared, intervals."""
+"""The paper's figures: pictures drawn, faces and prompts compared, intervals."""
