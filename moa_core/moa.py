@@ -39,13 +39,13 @@ class MoAConfig:
     def __post_init__(self) -> None:
         if not self.blocks:
             raise ValueError("blocks is empty: a U-Net without attention has no place for a MoA")
-        for name in ("heads", "router_hidden"):
+        for name in ("heads", "router_hidden", "timesteps"):
             if type(getattr(self, name)) is not int or getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)!r}, expected a whole number above 0")
         if any(shape.dim % self.heads for shape in self.blocks.values()):
             raise ValueError(f"heads is {self.heads}, which does not divide the widths of the blocks")
-        if not 0 < self.timesteps <= TIMESTEPS:
-            raise ValueError(f"timesteps is {self.timesteps}, not 1 to {TIMESTEPS}")
+        if self.timesteps > TIMESTEPS:
+            raise ValueError(f"timesteps is {self.timesteps}, the diffusion has {TIMESTEPS}")
         missing = {"image_size", "projection_dim"} - self.image_encoder.keys()
         if missing:
             raise ValueError(f"image_encoder lacks {', '.join(sorted(missing))}")

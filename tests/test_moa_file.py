@@ -44,7 +44,7 @@ def test_it_says_up_to_which_timestep_it_was_trained_and_an_older_file_up_to_the
     assert load_moa(path).config.timesteps == 800
     with safe_open(path, "pt") as file:
         metadata = file.metadata()
-    for said, read in ((None, 1000), (0, None), ("many", None)):
+    for said, read in ((None, 1000), (0, None), (1001, None), (0.5, None), ("many", None)):
         config = json.loads(metadata["config"])
         del config["timesteps"]
         config |= {} if said is None else {"timesteps": said}
