@@ -23,6 +23,9 @@ class BoundPrompt:
     prompt: str
     bindings: tuple[Binding, ...] = ()
 
+    def carries(self, subject: Subject) -> bool:
+        return any(binding.subject is subject for binding in self.bindings)
+
 
 def bind(
     prompt: str,

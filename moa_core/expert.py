@@ -14,10 +14,10 @@ Attend = Callable[[Tensor, Tensor, Tensor, int], Tensor]
 """Multi-head attention: q [B, K, C], k and v [B, T, C], number of heads -> [B, K, C]; each host has its own."""
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
-    """torch's."""
+def attend(q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None = None) -> Tensor:
+    """torch's. mask: bool, broadcast to [B, heads, K, T], True where a query may look."""
     q, k, v = (rearrange(x, "b n (heads d) -> b heads n d", heads=heads) for x in (q, k, v))
-    return rearrange(F.scaled_dot_product_attention(q, k, v), "b heads n d -> b n (heads d)")
+    return rearrange(F.scaled_dot_product_attention(q, k, v, mask), "b heads n d -> b n (heads d)")
 
 
 class Expert(nn.Module):

@@ -20,12 +20,7 @@ def prepare_reference(image: Tensor, mask: Tensor | None, size: int) -> Tensor:
     image: [H, W, 3] in 0..1, at least 16 pixels a side. mask: [H, W], 1 on the subject, or None for the
     whole picture. Returns [3, size, size]. Raises ValueError for a picture too small or an empty mask.
     """
-    height, width, _ = image.shape
-    if min(height, width) < SMALLEST:
-        raise ValueError(
-            f"the reference picture is {width}x{height} pixels; at least {SMALLEST}x{SMALLEST} are needed "
-            "to recognise anyone. Connect a larger picture"
-        )
+    check_size(image)
     pixels = image.movedim(-1, 0).float()  # [3, H, W]
     mean = pixels.new_tensor(MEAN)[:, None, None]
     if mask is not None:
@@ -44,6 +39,33 @@ def show_reference(prepared: Tensor) -> Tensor:
     """A prepared reference [3, size, size] as a picture again: [size, size, 3] in 0..1."""
     pixels = prepared * prepared.new_tensor(STD)[:, None, None] + prepared.new_tensor(MEAN)[:, None, None]
     return pixels.clamp(0, 1).movedim(0, -1)
+
+
+def check_size(image: Tensor) -> None:
+    """image [H, W, 3]. Raises ValueError for a picture too small."""
+    height, width, _ = image.shape
+    if min(height, width) < SMALLEST:
+        raise ValueError(
+            f"the reference picture is {width}x{height} pixels; at least {SMALLEST}x{SMALLEST} are needed "
+            "to recognise anyone. Connect a larger picture"
+        )
+
+
+def square_crop(image: Tensor, mask: Tensor) -> Tensor:
+    """The square round the subject with what is behind it: image [H, W, 3], mask [H, W] -> [S, S, 3].
+
+    CLIP's mean colour stands where the picture is not large enough for a square.
+    """
+    height, width, _ = image.shape
+    top, bottom, left, right = _bounding_box(mask)
+    side = max(bottom - top, right - left)
+    top = min(max((top + bottom - side) // 2, 0), max(height - side, 0))
+    left = min(max((left + right - side) // 2, 0), max(width - side, 0))
+    shown = image[top : top + side, left : left + side]
+    square = image.new_tensor(MEAN).expand(side, side, 3).clone()
+    over, before = (side - shown.shape[0]) // 2, (side - shown.shape[1]) // 2
+    square[over : over + shown.shape[0], before : before + shown.shape[1]] = shown
+    return square
 
 
 def _bounding_box(mask: Tensor) -> tuple[int, int, int, int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -15,6 +16,10 @@ class Subject:
     features: Tensor
     word: str
     name: str
+    weight: float = 1.0
+    """How much of the reference comes through: 0 is the plain word, 1 as trained."""
+    area: Tensor | None = None
+    """[M, H, W] in 0..1: where in the picture the subject may appear, the n-th for the n-th picture; None: anywhere."""
 
     @property
     def variants(self) -> int:
@@ -23,6 +28,13 @@ class Subject:
     def feature(self, index: int) -> Tensor:
         """The feature [F] for the picture of that index in the batch; more pictures than variants start over."""
         return self.features[index % self.variants]
+
+    def area_in(self, index: int, size: tuple[int, int]) -> Tensor:
+        """The area [h, w] in the picture of that index, at that size, on the CPU; 1 everywhere where none is given."""
+        if self.area is None:
+            return torch.ones(size)
+        area = self.area[index % len(self.area)].float().cpu()
+        return F.interpolate(area[None, None], size, mode="area")[0, 0].clamp(0.0, 1.0)
 
 
 def interpolate(a: Subject, b: Subject, amount: float, frames: int = 1, method: str = "linear") -> Subject:
@@ -52,7 +64,8 @@ def interpolate(a: Subject, b: Subject, amount: float, frames: int = 1, method: 
         start, end = start.expand(frames, -1), end.expand(frames, -1)
     else:
         weight = torch.full_like(start[:, :1], amount)
-    return Subject(blend(start, end, weight), a.word, f"{a.name} - {b.name}")
+    shown = a.weight + (b.weight - a.weight) * amount if frames == 1 else a.weight
+    return Subject(blend(start, end, weight), a.word, f"{a.name} - {b.name}", shown, a.area)
 
 
 def _slerp(start: Tensor, end: Tensor, weight: Tensor) -> Tensor:

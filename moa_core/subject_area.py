@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .address import Address
+from .finished_steps import FinishedSteps
 
 OPENING = 0.25
 """Part of the steps, at the beginning, in which nothing is cut: the subjects have not found their places yet."""
@@ -63,6 +64,12 @@ def two_classes(shares: Tensor) -> Tensor:
     return torch.full_like(shares, float(shares.mean() > 0.75)) if cut is None else (shares >= cut).float()
 
 
+def level_after(part: float, levels: Sequence[float]) -> float:
+    """The noise level of the first step after that part of the steps, rounded up; -inf where none is left."""
+    first = math.ceil(part * len(levels))
+    return sorted(levels, reverse=True)[first] if first < len(levels) else -math.inf
+
+
 @dataclass(frozen=True)
 class View:
     """What a row of a U-Net call shows."""
@@ -76,6 +83,16 @@ class View:
         """The index of what is shown in [P, h, w]."""
         top, left, height, width = self.box or (0, 0, *size)
         return self.picture, slice(top, top + height), slice(left, left + width)
+
+    def cut(self, whole: Tensor) -> Tensor:
+        """What is shown of [h, w]."""
+        return whole[self.within(tuple(whole.shape))[1:]]
+
+    def fits(self, size: tuple[int, int], like: Tensor) -> bool:
+        """Whether a row [..., h, w] is what the view says of latents of that size: hosts know other ways to cut."""
+        _, rows, columns = self.within(size)
+        shown = len(range(*rows.indices(size[0]))), len(range(*columns.indices(size[1])))
+        return shown == tuple(like.shape[-2:])
 
 
 @dataclass(frozen=True)
@@ -111,35 +128,23 @@ class RowsArea:
 
 
 class SubjectArea:
-    """The subject area of every picture of one sampling run, as its finished steps show it.
-
-    A step's shares count once the noise level changes. So all calls of one level see the same area, however many a
-    sampler makes and however the host splits their rows.
-    """
+    """The subject area of every picture of one sampling run, as its finished steps show it."""
 
     def __init__(self, pictures: int, size: tuple[int, int], levels: Sequence[float]):
         """size: (h, w) of the latents; levels: the noise level (sigma or timestep) of every step with MoA at work."""
-        self.size = size
-        levels = sorted(levels, reverse=True)
-        opening = math.ceil(OPENING * len(levels))
-        self._cut_from = levels[opening] if opening < len(levels) else -math.inf
-        self._level: float | None = None
-        self._sums: Tensor | None = None  # [P, h, w] on the device: of this level's calls
-        self._calls = torch.zeros(pictures, *size)  # how many of them showed the pixel
-        self._means = torch.zeros(pictures, *size)  # summed over the finished levels
-        self._levels = torch.zeros(pictures, *size)
+        self.size, self.pictures = size, pictures
+        self._cut_from = level_after(OPENING, levels)
+        self._shares = FinishedSteps(pictures, size)
         self._area: Tensor | None = None
         self._rows: dict[tuple, RowsArea] = {}
         self._sizes: dict[torch.Size, set[tuple[int, int]]] = {}  # of the layers that calls of that size meet
 
     def at(self, level: float, views: Sequence[View], like: Tensor) -> RowsArea | None:
-        """Where the rows like [B, C, h, w] of a call at this level may ask the expert; None: everywhere.
-
-        Waits for the device when the level is a new one, and never afterwards.
-        """
-        if level != self._level:
-            self._finish_level()
-            self._level = level
+        """Where the rows like [B, C, h, w] of a call at this level may ask the expert; None: everywhere."""
+        if self._shares.begin(level):
+            shares, seen = self._shares.mean, self._shares.seen
+            self._area = torch.stack([_area(*picture) for picture in zip(shares, seen, strict=True)])
+            self._rows.clear()
         if self._area is None or level > self._cut_from or not all(self._holds(view, like) for view in views):
             return None
         key = (tuple(views), like.shape)
@@ -158,27 +163,11 @@ class SubjectArea:
         size = like.shape[2:]
         self._sizes.setdefault(size, set()).update(tuple(share.shape[1:]) for share in shares.values())
         maps = mean_share(shares, tuple(size))
-        if self._sums is None:
-            self._sums = torch.zeros_like(self._calls, device=maps.device)
         for row, view in views.items():
-            where = view.within(self.size)
-            self._sums[where] += maps[row]
-            self._calls[where] += 1
+            self._shares.add(view.within(self.size), maps[row])
 
     def _holds(self, view: View, like: Tensor) -> bool:
-        """Whether a row of that size is what the view says: hosts know other ways to cut a picture."""
-        return view.picture < len(self._calls) and self._calls[view.within(self.size)].shape == like.shape[2:]
-
-    def _finish_level(self) -> None:
-        """Add what the calls of the last level showed, and cut the area anew."""
-        if self._sums is None:
-            return
-        self._means += self._sums.cpu() / self._calls.clamp(min=1)
-        self._levels += self._calls > 0
-        shares = self._means / self._levels.clamp(min=1)
-        self._area = torch.stack([_area(*picture) for picture in zip(shares, self._levels > 0, strict=True)])
-        self._rows.clear()
-        self._sums, self._calls = None, torch.zeros_like(self._calls)
+        return view.picture < self.pictures and view.fits(self.size, like)
 
 
 def _area(shares: Tensor, seen: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from comfy_api.latest import ComfyExtension, io
 
 from .folders import add_model_folders
+from .from_ip_adapter import MoAFromIPAdapter
 from .loader import MoALoader
 from .patch_model import MoAPatchModel
 from .router_visualizer import MoARouterVisualizer
@@ -19,6 +20,7 @@ class MoAExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [
             MoALoader,
+            MoAFromIPAdapter,
             MoASubjectEncoder,
             MoAPatchModel,
             MoARouterVisualizer,

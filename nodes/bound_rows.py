@@ -14,30 +14,10 @@ import torch
 from torch import Tensor
 
 from ..moa_core.binding import BoundPrompt
+from ..moa_core.rows import Row
 from ..moa_core.subject_area import View
-from ..moa_core.unet_call import BoundTokens
 
 MODEL_COND = "moa_rows"
-
-
-@dataclass(frozen=True)
-class Row:
-    """One row of a U-Net call."""
-
-    prompt: BoundPrompt | None
-    """None: nothing binds here (a negative prompt, or one that no MoA CLIP encoded)."""
-    tokens: int
-    """Length of the row's own text embedding; the host repeats it to match longer ones in the batch."""
-    picture: int
-    """Index of the picture in the whole latent batch."""
-    positive: bool
-    """Whether the row is under a positive prompt."""
-    box: tuple[int, int, int, int] | None = None
-    """(top, left, height, width) in latent pixels of what the row shows; None: the whole picture."""
-
-    @property
-    def view(self) -> View:
-        return View(self.picture, self.box)
 
 
 @dataclass(frozen=True)
@@ -45,18 +25,6 @@ class Rows:
     """All rows of a U-Net call, in order."""
 
     rows: tuple[Row, ...]
-
-    def bound_tokens(self, context: Tensor) -> BoundTokens | None:
-        """Where context [B, T, D] carries which features."""
-        return BoundTokens.stack(
-            [
-                (index, binding.position + start, binding.subject.feature(row.picture))
-                for index, row in enumerate(self.rows)
-                if row.prompt is not None
-                for binding in row.prompt.bindings
-                for start in range(0, context.shape[1] - row.tokens + 1, row.tokens)
-            ]
-        )
 
 
 class CONDBindings(comfy.conds.CONDRegular):
@@ -80,7 +48,8 @@ class CONDBindings(comfy.conds.CONDRegular):
     def process_cond(self, batch_size: int, area: list[int] | None = None, **kwargs) -> CONDRows:
         pictures = comfy.utils.repeat_to_batch_size(self.cond, batch_size).flatten().tolist()
         box = None if area is None else (*area[2:], *area[:2])  # the host's is (height, width, top, left)
-        return CONDRows(Rows(tuple(Row(self.prompt, self.tokens, n, self.positive, box) for n in pictures)))
+        bindings = () if self.prompt is None else self.prompt.bindings
+        return CONDRows(Rows(tuple(Row(View(n, box), bindings, self.tokens, self.positive) for n in pictures)))
 
 
 class CONDRows(comfy.conds.CONDRegular):

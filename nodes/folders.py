@@ -16,5 +16,11 @@ def add_model_folders() -> None:
     folder = os.path.join(folder_paths.models_dir, "moa")
     paths, _ = folder_paths.folder_names_and_paths.get("moa", ([], set()))
     folder_paths.folder_names_and_paths["moa"] = ([*(p for p in paths if p != folder), folder], {".safetensors"})
+    # The folder that other packs for IP-Adapters use: theirs and their kinds of file stay. A .bin is shown, so that the
+    # node can say how to make a .safetensors of it.
+    own = os.path.join(folder_paths.models_dir, "ipadapter")
+    paths, kinds = folder_paths.folder_names_and_paths.get("ipadapter", ([], set()))
+    known = [*paths, *([] if own in paths else [own])]
+    folder_paths.folder_names_and_paths["ipadapter"] = (known, set(kinds) | {".safetensors", ".bin"})
     for kind in ("checkpoints", "moa"):
         folder_paths.add_model_folder_path(kind, str(SHIPPED / kind))

@@ -1,5 +1,8 @@
 """MoA Loader: a MoA file -> MOA."""
 
+from __future__ import annotations
+
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import comfy.model_management as mm
@@ -8,9 +11,13 @@ import folder_paths
 import torch
 from comfy.model_patcher import CoreModelPatcher, ModelPatcher
 from comfy_api.latest import io
+from torch import Tensor
 
+from ..moa_core.address import Address, BlockShape
 from ..moa_core.moa import MoA
 from ..moa_core.moa_file import load_moa
+from ..moa_core.reference import prepare_reference
+from ..moa_core.unet_call import LearnedRun
 from .sockets import CATEGORY, MOA, SEARCHED
 
 
@@ -24,6 +31,38 @@ class LoadedMoA:
     """Experts, routers and subject prompt: wanted beside the U-Net."""
     image_encoder: ModelPatcher
     """Wanted while subjects are encoded, no longer."""
+
+    @property
+    def base(self) -> str:
+        return self.moa.config.base
+
+    @property
+    def feature_dim(self) -> int:
+        return self.moa.config.feature_dim
+
+    @property
+    def shapes(self) -> list[BlockShape]:
+        return list(self.moa.config.blocks.values())
+
+    @property
+    def timesteps(self) -> int:
+        return self.moa.config.timesteps
+
+    def fits(self, blocks: Mapping[Address, BlockShape]) -> bool:
+        return self.moa.config.blocks == blocks
+
+    def prepare(self, picture: Tensor, mask: Tensor | None) -> Tensor:
+        """A picture [H, W, 3] and the mask [H, W] of its person -> [3, size, size]."""
+        return prepare_reference(picture, mask, self.moa.image_encoder.size)
+
+    def encode(self, prepared: Tensor) -> Tensor:
+        """Prepared pictures [P, 3, size, size] -> features [P, F] on the CPU."""
+        mm.load_models_gpu([self.image_encoder])
+        encoder, device = self.moa.image_encoder, self.image_encoder.load_device
+        return encoder(prepared.to(device, next(encoder.parameters()).dtype)).float().cpu()
+
+    def start_run(self, *run) -> LearnedRun:
+        return LearnedRun(self.moa.mixture, *run)
 
 
 class MoALoader(io.ComfyNode):

@@ -5,23 +5,25 @@ from __future__ import annotations
 import itertools
 import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from comfy.ldm.modules import attention as host_attention
+from comfy.ldm.modules.attention import BasicTransformerBlock
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
-from ..moa_core.address import Address
+from ..moa_core.address import Address, BlockShape
 from ..moa_core.binding import BoundPrompt
 from ..moa_core.expert import Attend
-from ..moa_core.moa import ATTENTIONS, Mixture
+from ..moa_core.image_expert import PriorAttention
+from ..moa_core.image_mixture import ImageCall, ImageRun
+from ..moa_core.moa import ATTENTIONS
 from ..moa_core.subject import Subject
-from ..moa_core.subject_area import SubjectArea
 from ..moa_core.trace import TIMESTEPS, Trace
-from ..moa_core.unet_call import UNetCall
+from ..moa_core.unet_call import LearnedRun, UNetCall
 from .bound_rows import MODEL_COND, CONDBindings, Rows
 from .clip_binding import BOUND_PROMPT, NotedPrompt
 from .messages import Message, NodeText
@@ -37,8 +39,13 @@ class Run:
     start_sigma: float
     end_sigma: float
     trace: Trace
-    area: SubjectArea | None
-    """None: dense routing."""
+    moa: LearnedRun | ImageRun
+    spans: list[tuple[float, float, list[Subject]]]
+    """(from, to) in sigma of every positive prompt, and its subjects."""
+
+    def present(self, sigma: float) -> set[Subject]:
+        """The subjects of the prompts at work at this noise level."""
+        return {subject for start, end, there in self.spans if end <= sigma <= start for subject in there}
 
 
 @dataclass
@@ -53,6 +60,8 @@ class PastRun:
     """A sentence for every subject that did not appear."""
     bound: bool
     """Whether any positive prompt carried a subject."""
+    owners: Tensor
+    """Whose each pixel is: the number of the subject [B, h, w], -1 for nobody's."""
 
 
 class MoAHooks:
@@ -65,17 +74,19 @@ class MoAHooks:
 
     def __init__(
         self,
-        mixture: Mixture,
+        start_run: Callable[..., LearnedRun | ImageRun],
         subjects: Sequence[Subject],
         strength: float,
         start_percent: float,
         end_percent: float,
         sparse: bool,
         text: NodeText | None = None,
+        timesteps: int = TIMESTEPS,
     ):
-        self.mixture, self.subjects, self.strength, self.sparse = mixture, subjects, strength, sparse
+        """start_run: LearnedRun or ImageRun with its mixture. timesteps: those it was trained on."""
+        self.start_run, self.subjects, self.strength, self.sparse = start_run, subjects, strength, sparse
         self.start_percent, self.end_percent = start_percent, end_percent
-        self.text = text or NodeText()
+        self.text, self.timesteps = text or NodeText(), timesteps
         self.runs: deque[PastRun] = deque(maxlen=RUNS_KEPT)
         """The last runs, the newest last."""
         self._run: Run | None = None
@@ -102,17 +113,22 @@ class MoAHooks:
                 conditioning["model_conds"] = {**conditioning["model_conds"], MODEL_COND: binding}
         sampling = guider.model_patcher.get_model_object("model_sampling")
         start, end = (float(sampling.percent_to_sigma(p)) for p in (self.start_percent, self.end_percent))
-        start = min(start, _trained_sigma(sampling, self.mixture.config.timesteps))
+        start = min(start, _trained_sigma(sampling, self.timesteps))
         size = tuple(noise.shape[-2:])
         levels = [sigma for sigma in sigmas[:-1].tolist() if end <= sigma <= start]
-        run = Run(start, end, Trace(size), SubjectArea(len(noise), size, levels) if self.sparse else None)
+        blocks = unet_blocks(guider.model_patcher)
+        known = [s for s in self.subjects if any(p is not None and p.carries(s) for p in positives)]
+        moa = self.start_run(known, len(noise), size, levels, self.strength, blocks, self.sparse)
+        run = Run(start, end, Trace(size), moa, _spans(guider.conds, bindings, sampling))
         outer, self._run = self._run, run
         try:
             samples = executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
         finally:
             self._run = outer
         run.trace.to_cpu()
-        self.runs.append(PastRun(samples.detach().cpu(), run.trace, [str(message) for message in missing], bound))
+        owners = _owners(run.moa.subject_shares(), [self.subjects.index(subject) for subject in known])
+        sentences = [str(message) for message in missing]
+        self.runs.append(PastRun(samples.detach().cpu(), run.trace, sentences, bound, owners))
         return samples
 
     def call_unet(self, executor, *args, **kwargs):
@@ -135,28 +151,25 @@ class MoAHooks:
             return executor(x, timesteps, context, y, control, transformer_options, **kwargs)
         timestep = float(timesteps[0])  # before the U-Net is queued: afterwards it would wait for it
 
-        area = run.area and run.area.at(sigma, [row.view for row in rows.rows], x)
         options = dict(transformer_options)
-        call = UNetCall(
-            self.mixture, context, timesteps, rows.bound_tokens(context), self.strength, area, _attention(options)
-        )
+        prior = _prior(executor.class_obj)
+        call = run.moa.call(rows.rows, sigma, x, context, timesteps, prior, _attention(options), run.present(sigma))
         options["patches"] = _with_patches(options.get("patches", {}), call)
         out = executor(x, timesteps, context, y, control, options, **kwargs)
         if tuple(x.shape[-2:]) == run.trace.latent_shape:  # whole pictures, no areas of them
             self._record(run.trace, timestep, rows, len(transformer_options["cond_or_uncond"]), call)
-        if run.area:
-            run.area.add(call.wanted, {n: row.view for n, row in enumerate(rows.rows) if row.positive}, x)
+        run.moa.finish(call, rows.rows, x)
         return out
 
     @staticmethod
-    def _record(trace: Trace, timestep: float, rows: Rows, prompts: int, call: UNetCall) -> None:
+    def _record(trace: Trace, timestep: float, rows: Rows, prompts: int, call: UNetCall | ImageCall) -> None:
         """Keep the shares of the rows under positive prompts; each prompt of a call has the same pictures."""
         pictures = len(rows.rows) // prompts
         for start in range(0, len(rows.rows), pictures):
             block = rows.rows[start : start + pictures]
             if block[0].positive:
                 maps = {layer: share[start : start + pictures] for layer, share in call.shares.items()}
-                trace.add(timestep, maps, [row.picture for row in block])
+                trace.add(timestep, maps, [row.view.picture for row in block])
 
 
 def _trained_sigma(sampling, timesteps: int) -> float:
@@ -171,6 +184,25 @@ def _bindings(name: str, conditioning: dict, pictures: int) -> CONDBindings:
     if isinstance(prompt, NotedPrompt) and text is not None:
         prompt = prompt.grown_to(text)
     return CONDBindings.of_batch(pictures, prompt, text.shape[1] if text is not None else 1, positive)
+
+
+def _spans(conds: dict, bindings: list[CONDBindings], sampling) -> list[tuple[float, float, list[Subject]]]:
+    """When each positive prompt of the guider's is at work (SetTimestepRange), and its subjects."""
+    spans = []
+    for conditioning, binding in zip(itertools.chain(*conds.values()), bindings, strict=True):
+        if binding.prompt is not None:
+            percents = conditioning.get("start_percent", 0.0), conditioning.get("end_percent", 1.0)
+            start, end = (float(sampling.percent_to_sigma(percent)) for percent in percents)
+            spans.append((start, end, [bound.subject for bound in binding.prompt.bindings]))
+    return spans
+
+
+def _owners(shares: Tensor, numbers: list[int]) -> Tensor:
+    """From the shares [S, B, h, w] of the subjects with these numbers."""
+    if not numbers:
+        return torch.full(shares.shape[1:], -1)
+    best, owner = shares.max(dim=0)
+    return torch.tensor(numbers)[owner].where(best > 0, -1)
 
 
 def missing_subjects(subjects: Sequence[Subject], prompts: list[BoundPrompt | None]) -> list[Message]:
@@ -212,7 +244,27 @@ def _attention(transformer_options: dict) -> Attend:
     return attend
 
 
-def _with_patches(patches: dict, call: UNetCall) -> dict:
+def _prior(unet: torch.nn.Module) -> Callable[[Address], PriorAttention]:
+    """The U-Net's own cross-attention at an address."""
+
+    def at(address: Address) -> PriorAttention:
+        attention = unet.get_submodule(address.to_ldm()).attn2
+        return PriorAttention(attention.to_q, attention.to_k, attention.to_out, attention.heads)
+
+    return at
+
+
+def unet_blocks(model: ModelPatcher) -> dict[Address, BlockShape]:
+    """Transformer blocks of the model's U-Net; none for a model that is no U-Net."""
+    blocks = {}
+    for name, module in model.model.diffusion_model.named_modules():
+        address = Address.from_ldm(name)
+        if address and isinstance(module, BasicTransformerBlock) and module.attn2 is not None:
+            blocks[address] = BlockShape(module.attn1.to_q.in_features, module.attn2.to_k.in_features)
+    return blocks
+
+
+def _with_patches(patches: dict, call: UNetCall | ImageCall) -> dict:
     """The attention patches of one U-Net call with ours: first in, last out."""
     patches = dict(patches)
     held: dict[str, Tensor] = {}

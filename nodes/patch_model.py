@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import comfy.sd
-from comfy.ldm.modules.attention import BasicTransformerBlock
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
-from ..moa_core.address import Address, BlockShape
+from ..moa_core.address import BlockShape
 from .clip_binding import bind_subjects, clip_l_tokenizer
+from .from_ip_adapter import LoadedIPAdapter
 from .loader import LoadedMoA
 from .messages import Message, NodeText
-from .model_hooks import KEY, MoAHooks
+from .model_hooks import KEY, MoAHooks, unet_blocks
 from .sockets import CATEGORY, MOA, MOA_SUBJECT, SEARCHED
 
 MOST_SUBJECTS = 8
@@ -39,7 +39,7 @@ class MoAPatchModel(io.ComfyNode):
             inputs=[
                 io.Model.Input("model", tooltip="The checkpoint's MODEL; LoRAs may come before or after."),
                 io.Clip.Input("clip", tooltip="The checkpoint's CLIP."),
-                MOA.Input("moa", tooltip="From MoA Loader."),
+                MOA.Input("moa", tooltip="From MoA Loader or MoA From IP-Adapter."),
                 io.Autogrow.Input(
                     "subjects",
                     template=io.Autogrow.TemplatePrefix(
@@ -99,7 +99,7 @@ class MoAPatchModel(io.ComfyNode):
         cls,
         model: ModelPatcher,
         clip: comfy.sd.CLIP,
-        moa: LoadedMoA,
+        moa: LoadedMoA | LoadedIPAdapter,
         subjects: dict | None = None,
         strength: float = 1.0,
         start_percent: float = 0.0,
@@ -113,49 +113,39 @@ class MoAPatchModel(io.ComfyNode):
         _check_fit(model, clip, moa)
         chosen = [subject for _, subject in sorted((subjects or {}).items()) if subject is not None]
         for number, subject in enumerate(chosen):
-            if subject.features.shape[-1] != moa.moa.config.feature_dim:
+            if subject.features.shape[-1] != moa.feature_dim:
                 raise ValueError(
                     f"MoA Patch Model: subject{number} ('{subject.name}') has features of width "
-                    f"{subject.features.shape[-1]}, '{moa.name}' reads {moa.moa.config.feature_dim}. "
+                    f"{subject.features.shape[-1]}, '{moa.name}' reads {moa.feature_dim}. "
                     "Encode it with the same MoA"
                 )
         text.say([] if chosen else [NO_SUBJECT])
         patched = model.clone()
         if strength > 0.0:
-            hooks = MoAHooks(moa.moa.mixture, chosen, strength, start_percent, end_percent, routing == "sparse", text)
+            routed = routing == "sparse"
+            hooks = MoAHooks(moa.start_run, chosen, strength, start_percent, end_percent, routed, text, moa.timesteps)
             hooks.attach(patched, moa.mixture.clone())
         return io.NodeOutput(patched, bind_subjects(clip.clone(), chosen))
 
 
-def _check_fit(model: ModelPatcher, clip: comfy.sd.CLIP, moa: LoadedMoA) -> None:
+def _check_fit(model: ModelPatcher, clip: comfy.sd.CLIP, moa: LoadedMoA | LoadedIPAdapter) -> None:
     """Raises a ValueError that names both sides where MoA and model do not fit."""
-    config, found = moa.moa.config, _unet_blocks(model)
+    found = unet_blocks(model)
     family = type(model.model.model_config).__name__
-    if found != config.blocks:
+    if not moa.fits(found):
         raise ValueError(
-            f"MoA Patch Model: '{moa.name}' is for {config.base} ({_describe(config.blocks)}), but this MODEL is "
-            f"{family} ({_describe(found)}). Load a {config.base} checkpoint, or a MoA made for this one"
+            f"MoA Patch Model: '{moa.name}' is for {moa.base} ({_describe(moa.shapes)}), but this MODEL is "
+            f"{family} ({_describe(list(found.values()))}). Load a {moa.base} checkpoint, or a MoA made for this one"
         )
     if clip_l_tokenizer(clip) is None:
         raise ValueError(
-            f"MoA Patch Model: the CLIP is a {type(clip.cond_stage_model).__name__}, but {config.base} has one CLIP-L "
+            f"MoA Patch Model: the CLIP is a {type(clip.cond_stage_model).__name__}, but {moa.base} has one CLIP-L "
             "text encoder. Connect the CLIP of the same checkpoint as the MODEL"
         )
 
 
-def _unet_blocks(model: ModelPatcher) -> dict[Address, BlockShape]:
-    """Transformer blocks of the model's U-Net; none for a model that is no U-Net."""
-    blocks = {}
-    for name, module in model.model.diffusion_model.named_modules():
-        address = Address.from_ldm(name)
-        if address and isinstance(module, BasicTransformerBlock) and module.attn2 is not None:
-            blocks[address] = BlockShape(module.attn1.to_q.in_features, module.attn2.to_k.in_features)
-    return blocks
-
-
-def _describe(blocks: dict[Address, BlockShape]) -> str:
-    if not blocks:
+def _describe(shapes: list[BlockShape]) -> str:
+    if not shapes:
         return "no U-Net with text attention"
-    widths = sorted({shape.dim for shape in blocks.values()})
-    text = next(iter(blocks.values())).context_dim
-    return f"{len(blocks)} transformer blocks, {'/'.join(map(str, widths))} wide, text {text} wide"
+    widths = sorted({shape.dim for shape in shapes})
+    return f"{len(shapes)} transformer blocks, {'/'.join(map(str, widths))} wide, text {shapes[0].context_dim} wide"

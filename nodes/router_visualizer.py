@@ -36,23 +36,32 @@ class MoARouterVisualizer(io.ComfyNode):
             outputs=[
                 io.Image.Output(tooltip="The subject area, and the expert's share by layer and timestep."),
                 io.Mask.Output(tooltip="White where the subjects are, at the size of the picture."),
+                io.Mask.Output(
+                    display_name="subject_masks",
+                    tooltip="One mask for each subject of MoA Patch Model, in their order, picture by picture.",
+                ),
             ],
         )
 
     @classmethod
     def execute(cls, model: ModelPatcher, samples: dict, image: Tensor | None = None) -> io.NodeOutput:
-        run = _find_run(model.get_attachment(KEY), samples["samples"])
+        hooks = model.get_attachment(KEY)
+        run = _find_run(hooks, samples["samples"])
+        people = max(len(hooks.subjects), 1)
         count = len(run.samples)
         images = [None if image is None else image[i % len(image)] for i in range(count)]
         size = [PIXELS_PER_LATENT * side for side in run.samples.shape[-2:]]
         if not run.trace:
             sentences = nothing_to_see(run)
             pictures = torch.stack([draw_sentences(sentences, picture) for picture in images])
-            return io.NodeOutput(pictures, torch.zeros(count, *size))
+            return io.NodeOutput(pictures, torch.zeros(count, *size), torch.zeros(count * people, *size))
         area = run.trace.subject_area()  # [B, h, w]
         pictures = [draw_trace(run.trace, area[i], i, images[i]) for i in range(count)]
         large = F.interpolate(area[:, None], size, mode="bicubic", align_corners=False)[:, 0]  # [B, H, W]
-        return io.NodeOutput(torch.stack(pictures), torch.stack([two_classes(m) for m in large]))
+        masks = torch.stack([two_classes(m) for m in large])
+        owner = F.interpolate(run.owners[:, None].float(), size, mode="nearest")  # [B, 1, H, W]
+        own_masks = masks[:, None] * (owner == torch.arange(people).view(-1, 1, 1))  # [B, S, H, W]
+        return io.NodeOutput(torch.stack(pictures), masks, own_masks.flatten(0, 1))
 
 
 def nothing_to_see(run: PastRun) -> list[str]:

@@ -1,13 +1,16 @@
 """Subject Encoder: reference pictures of one person -> SUBJECT."""
 
+import logging
+
 import comfy.model_management as mm
 import comfy.utils
 import torch
 from comfy_api.latest import io, ui
 from torch import Tensor
 
-from ..moa_core.reference import prepare_reference, show_reference
+from ..moa_core.reference import show_reference
 from ..moa_core.subject import Subject
+from .from_ip_adapter import LoadedIPAdapter
 from .loader import LoadedMoA
 from .messages import NodeText
 from .reference_masks import doubts, reference_masks
@@ -33,7 +36,7 @@ class MoASubjectEncoder(io.ComfyNode):
             ),
             search_aliases=["moa subject", "reference image", "encode person", *SEARCHED],
             inputs=[
-                MOA.Input("moa", tooltip="From MoA Loader."),
+                MOA.Input("moa", tooltip="From MoA Loader or MoA From IP-Adapter."),
                 io.Image.Input("image", tooltip="One picture of the person, or a batch of pictures of the same one."),
                 io.String.Input(
                     "word",
@@ -51,6 +54,22 @@ class MoASubjectEncoder(io.ComfyNode):
                         "InvertMask between. An all-black mask counts as none."
                     ),
                 ),
+                io.Float.Input(
+                    "weight",
+                    default=1.0,
+                    min=0.0,
+                    max=2.0,
+                    step=0.05,
+                    optional=True,
+                    advanced=True,
+                    tooltip="How much of this person comes through: 0 is the plain word, 1 as trained.",
+                ),
+                io.Mask.Input(
+                    "area",
+                    optional=True,
+                    tooltip="White where in the new picture this person may appear; scaled to its size. The sure way "
+                    "for two people of one word.",
+                ),
             ],
             **KEEP_PREVIEW,
             outputs=[MOA_SUBJECT.Output(display_name="SUBJECT", tooltip="For MoA Patch Model or Subject Interpolate.")],
@@ -61,24 +80,29 @@ class MoASubjectEncoder(io.ComfyNode):
         return NO_WORD if word is not None and not word.strip() else True  # None: it comes from another node
 
     @classmethod
-    def execute(cls, moa: LoadedMoA, image: Tensor, word: str, mask: Tensor | None = None) -> io.NodeOutput:
+    def execute(
+        cls,
+        moa: LoadedMoA | LoadedIPAdapter,
+        image: Tensor,
+        word: str,
+        mask: Tensor | None = None,
+        weight: float = 1.0,
+        area: Tensor | None = None,
+    ) -> io.NodeOutput:
         word = word.strip()
         if not word:
             raise ValueError(f"Subject Encoder: {NO_WORD}")
         masks = reference_masks(image, mask)
         NodeText().say(doubts(image, mask, masks))
-        mm.load_models_gpu([moa.image_encoder])
-        encoder, device = moa.moa.image_encoder, moa.image_encoder.load_device
-        dtype = next(encoder.parameters()).dtype
         progress = comfy.utils.ProgressBar(len(image))
         features, shown = [], []
         for start in range(0, len(image), PICTURES_AT_ONCE):
             mm.throw_exception_if_processing_interrupted()
             pictures = image[start : start + PICTURES_AT_ONCE, ..., :3]
             own_masks = masks[start : start + PICTURES_AT_ONCE]
-            prepared = [prepare_reference(p, m, encoder.size) for p, m in zip(pictures, own_masks, strict=True)]
+            prepared = [moa.prepare(picture, m) for picture, m in zip(pictures, own_masks, strict=True)]
             shown += map(show_reference, prepared)
-            features.append(encoder(torch.stack(prepared).to(device, dtype)).float().cpu())
+            features.append(moa.encode(torch.stack(prepared)))
             progress.update(len(pictures))
         feature = torch.cat(features).mean(dim=0, keepdim=True)  # [1, F]
         if not feature.isfinite().all():
@@ -86,4 +110,15 @@ class MoASubjectEncoder(io.ComfyNode):
                 f"Subject Encoder: the features of '{word}' hold NaN or infinite numbers. Either the picture does "
                 f"(connect another), or '{moa.name}' is damaged (download it again)"
             )
-        return io.NodeOutput(Subject(feature, word, word), ui=ui.PreviewImage(torch.stack(shown)))
+        subject = Subject(feature, word, word, weight, _area(area))
+        return io.NodeOutput(subject, ui=ui.PreviewImage(torch.stack(shown)))
+
+
+def _area(area: Tensor | None) -> Tensor | None:
+    """[M, H, W], or None for all of the picture."""
+    if area is None:
+        return None
+    if not bool((area > 0).any()):
+        logging.info("MoA: an all-black area counts as none; the person may appear anywhere.")
+        return None
+    return area[None] if area.ndim == 2 else area

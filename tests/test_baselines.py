@@ -90,7 +90,7 @@ def test_fastcomposer_finetunes_every_attention_and_shows_people_after_the_first
 def test_the_ip_adapter_adds_to_a_frozen_prior_and_knows_no_words(toy):
     setting = Setting(toy, "ip_adapter")
     learning = [name for name in trained(setting.model) if not name.startswith("image_encoder.")]
-    assert {name.split(".")[-2] for name in learning} == {"to_k", "to_v", "project", "norm"}
+    assert {name.split(".")[-2] for name in learning} == {"to_k", "to_v", "proj", "norm"}
     one, exchanged, nobody = (
         setting.predict(setting.people(0, 1)),
         setting.predict(setting.people(1, 0)),

@@ -67,7 +67,7 @@ def test_nothing_bound_changes_not_one_bit_and_the_visualizer_says_so(host, scen
     drawn = host.sample(patched, host.prompt(patched_clip, prompt), negative, batch=2)
     assert torch.equal(drawn["samples"], plain["samples"])
     image = torch.rand(2, 128, 128, 3)
-    picture, mask = host.run("MoARouterVisualizer", patched, drawn, image)
+    picture, mask, *_ = host.run("MoARouterVisualizer", patched, drawn, image)
     assert mask.shape == (2, 128, 128) and not mask.any()
     assert picture.shape[0] == 2 and not torch.equal(picture[0], picture[1])  # each beside its own picture
     run = patched.get_attachment("moa").runs[-1]
@@ -220,3 +220,23 @@ def test_the_order_of_subjects_is_their_sockets_not_the_dictionarys(host, scene,
     _, bound_clip = host.run("MoAPatchModel", model, clip, moa, {"subject1": two, "subject0": one})
     bindings = host.prompt(bound_clip, "a man and a man")[0][1]["moa_bound_prompt"].bindings
     assert [b.subject for b in bindings] == [one, two]
+
+
+def test_every_subject_has_a_mask_of_their_own_in_the_order_of_the_sockets(host, scene, moa):
+    """Both are men: the areas say where each of them may be."""
+    model, clip, _, negative, _ = scene
+    sides = [torch.zeros(1, 128, 128) for _ in range(2)]
+    sides[0][..., 64:], sides[1][..., :64] = 1, 1
+    picture = torch.rand(1, 64, 64, 3)
+    men = [host.run("MoASubjectEncoder", moa, picture, "man", area=side)[0] for side in sides]
+    woman = host.subject(moa, 3, "woman")
+    patched, patched_clip = host.patch(model, clip, moa, woman, *men)
+    drawn = host.sample(patched, host.prompt(patched_clip, "a man and a man"), negative, batch=2)
+    _, whole, masks = host.run("MoARouterVisualizer", patched, drawn)
+    assert masks.shape == (6, 128, 128) and whole.any()
+    for absent, right, left, area in zip(masks[::3], masks[1::3], masks[2::3], whole, strict=True):
+        assert not absent.any() and torch.equal(right, area * sides[0][0]) and torch.equal(left, area * sides[1][0])
+    patched, patched_clip = host.patch(model, clip, moa, host.subject(moa, 1))
+    drawn = host.sample(patched, host.prompt(patched_clip, "a man in paris"), negative)
+    _, whole, masks = host.run("MoARouterVisualizer", patched, drawn)
+    assert torch.equal(whole, masks)

@@ -295,7 +295,7 @@ def test_steps_that_a_cache_skips_leave_no_trace(host, loaded, moa, subjects):
     cached = host.run("EasyCache", patched, 1e9, 0.0, 1.0, False)[0]  # skips whatever it can
     drawn = host.sample(cached, positive, negative, steps=6)
     assert differ(drawn["samples"], host.sample(patched, positive, negative, steps=6)["samples"])
-    picture, mask = host.run("MoARouterVisualizer", cached, drawn)
+    picture, mask, *_ = host.run("MoARouterVisualizer", cached, drawn)
     assert picture.shape[0] == 1 and mask.shape == (1, 128, 128)
 
 

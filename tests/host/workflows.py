@@ -42,12 +42,17 @@ def to_api(workflow: dict[str, Any], object_info: dict[str, Any]) -> dict[str, A
 def _widgets(node: dict[str, Any], inputs: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     """The widgets' values by name; they are stored in the order of the node's inputs."""
     values = iter(node.get("widgets_values", []))
+    saved = len(node.get("widgets_values", []))
     for group in ("required", "optional"):
         for name, (kind, *options) in inputs.get(group, {}).items():
             if isinstance(kind, list) or kind in WIDGETS:
+                if group == "optional" and saved == 0:
+                    return  # saved before the pack had this widget: the frontend leaves its default
                 yield name, next(values)
+                saved -= 1
                 if options and options[0].get("control_after_generate"):
                     next(values)  # the widget below it: fixed, increment, randomize
+                    saved -= 1
 
 
 def pictures_of(name: str, server: Server) -> dict[str, Image.Image]:

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
 from moa_core.address import Address
 from moa_core.expert import Expert
+from moa_core.image_expert import ImageExpert, PriorAttention
+from moa_core.image_tokens import PooledTokens
 from moa_core.moa import ATTENTIONS, MoA
 from moa_core.moa_layer import MoALayer
 from moa_core.unet_call import UNetCall
@@ -20,8 +21,6 @@ from training.finetune.watched_call import WatchedCall
 
 SATURATED = 60.0
 """A router's bias that leaves nothing to the other side: softmax over (-60, 60) is (0, 1) in float32."""
-IMAGE_TOKENS = 4
-"""Tokens that IP-Adapter makes of one picture."""
 TEXT_ALONE = 800
 """FastComposer samples this timestep and those above, the first 10 of 50 steps, with the text alone."""
 
@@ -85,21 +84,23 @@ def _decouple(moa: MoA) -> None:
         for attention in ATTENTIONS:
             layer: MoALayer = moa.mixture.layer(address, attention).requires_grad_(False)
             if attention == "attn2":
-                layer.expert.to_k.requires_grad_(True)
-                layer.expert.to_v.requires_grad_(True)
-    moa.mixture.subject_prompt = ImageTokens(moa.config.feature_dim, moa.config.text_dim)
+                layer.expert = Decoupled(layer.expert)
+    moa.mixture.subject_prompt = PooledTokens(moa.config.feature_dim, moa.config.text_dim)
 
 
-class ImageTokens(nn.Module):
-    """Features [..., F] -> tokens [..., IMAGE_TOKENS, D] as wide as the text's."""
+class Decoupled(nn.Module):
+    """An image expert with the projections it shares with the prior: frozen copies of those."""
 
-    def __init__(self, feature_dim: int, text_dim: int):
+    def __init__(self, prior: Expert):
+        """prior: a copy of the prior's attention."""
         super().__init__()
-        self.project = nn.Linear(feature_dim, IMAGE_TOKENS * text_dim)
-        self.norm = nn.LayerNorm(text_dim)
+        self.image = ImageExpert(prior.to_k.out_features, prior.to_k.in_features)
+        self.image.load_state_dict({f"to_{kind}.weight": getattr(prior, f"to_{kind}").weight for kind in "kv"})
+        self.heads, self.to_q, self.to_out = prior.heads, prior.to_q, prior.to_out
 
-    def forward(self, features: Tensor) -> Tensor:
-        return self.norm(rearrange(self.project(features), "... (n d) -> ... n d", n=IMAGE_TOKENS))
+    def forward(self, h: Tensor, tokens: Tensor, seen: Tensor) -> Tensor:
+        """delta [B, N, C] of h [B, N, C] that attends to tokens [B, T, D], those seen [B, 1, T]."""
+        return self.image(h, tokens, PriorAttention(self.to_q, self.image.to_k, self.to_out[0], self.heads), seen)
 
 
 class ImageCall(WatchedCall):
@@ -119,18 +120,14 @@ class ImageCall(WatchedCall):
             features = features.index_put((where, place), bound.features.to(context))
             present[where, place] = True
         self.tokens = rearrange(mixture.subject_prompt(features), "b s n d -> b (s n) d")
-        self.present = present.repeat_interleave(IMAGE_TOKENS, dim=1)[:, None, None]  # [B, 1, 1, S * n]
+        self.present = present.repeat_interleave(PooledTokens.count, dim=1)[:, None]  # [B, 1, S * n]
 
     def mix(self, address: Address, attention: str, h: Tensor, prior: Tensor, size: tuple[int, int]) -> Tensor:
         self.shares[address, attention] = h.new_zeros(len(h), *size)
         if attention == "attn1":
             return prior
-        expert: Expert = self.mixture.layer(address, attention).expert
-        q, k, v = expert.to_q(h), expert.to_k(self.tokens), expert.to_v(self.tokens)
-        q, k, v = (rearrange(x, "b n (heads d) -> b heads n d", heads=expert.heads) for x in (q, k, v))
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=self.present)
-        # The sum of both attentions goes through to_out; the prior's share of it, bias included, has been there.
-        return prior + self.strength * F.linear(rearrange(out, "b heads n d -> b n (heads d)"), expert.to_out[0].weight)
+        expert: Decoupled = self.mixture.layer(address, attention).expert
+        return prior + self.strength * expert(h, self.tokens, self.present)
 
 
 METHODS = {

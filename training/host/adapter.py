@@ -9,6 +9,7 @@ from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
 from moa_core.address import Address
+from moa_core.image_mixture import ImageCall, ImageMixture
 from moa_core.moa import Mixture
 from moa_core.subject_area import RowsArea
 from moa_core.trace import layer_size
@@ -18,10 +19,12 @@ from moa_core.unet_call import BoundTokens, UNetCall
 class MoAUNet(nn.Module):
     """A diffusers U-Net with a MoA beside every attention layer; call it instead of the U-Net."""
 
-    def __init__(self, unet: UNet2DConditionModel, mixture: Mixture, call_type: type[UNetCall] = UNetCall):
+    def __init__(
+        self, unet: UNet2DConditionModel, mixture: Mixture | ImageMixture, call_type: type[UNetCall] = UNetCall
+    ):
         super().__init__()
         self.unet, self.mixture, self.call_type = unet, mixture, call_type
-        self.call: UNetCall | None = None
+        self.call: UNetCall | ImageCall | None = None
         """The call under way, kept until the next one: gradient checkpointing comes back to it."""
         self.latent_size = (0, 0)
         """(h, w) of its latents."""
@@ -44,9 +47,14 @@ class MoAUNet(nn.Module):
 
         strength 0 runs the prior alone. area: where the expert is asked in sparse routing.
         """
-        self.call, self.latent_size = None, tuple(latents.shape[2:])
+        call = None
         if strength > 0.0:
-            self.call = self.call_type(self.mixture, context, timestep, bound, strength, area)
+            call = self.call_type(self.mixture, context, timestep, bound, strength, area)
+        return self.run(latents, timestep, context, call)
+
+    def run(self, latents: Tensor, timestep: Tensor, context: Tensor, call: UNetCall | ImageCall | None) -> Tensor:
+        """The same with a call that is there already; None runs the prior alone."""
+        self.call, self.latent_size = call, tuple(latents.shape[2:])
         return self.unet(latents, timestep, context).sample
 
 

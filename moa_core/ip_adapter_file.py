@@ -1,0 +1,119 @@
+"""IP-Adapter files as they are published: image projector, and keys and values of every cross-attention."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from .address import BlockShape
+from .image_mixture import ImageMixture
+from .image_tokens import POOLED, ImageTokens, image_tokens
+
+FITTING = "ip-adapter_sd15, ip-adapter_sd15_light, ip-adapter-plus(-face)_sd15, ip-adapter-full-face_sd15"
+"""Files that this pack reads."""
+SDXL_TEXT = 2048
+"""Width of SDXL's text embedding."""
+_LAYER = re.compile(r"(\d+)\.to_([kv])_ip\.weight$")
+
+
+class IPAdapterFileError(ValueError):
+    """A sentence for the user: the file, what was expected, what was found, what to do."""
+
+
+@dataclass
+class IPAdapter:
+    """What an IP-Adapter file holds."""
+
+    mixture: ImageMixture
+    projector: ImageTokens
+
+
+def load_ip_adapter(path: str | os.PathLike, operations: Any = nn, dtype: torch.dtype = torch.float32) -> IPAdapter:
+    """Read an IP-Adapter file onto the CPU. operations and dtype: of the image experts; the projector is in float32.
+
+    Raises IPAdapterFileError for a file that is damaged or of a kind that this pack does not read.
+    """
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        raise IPAdapterFileError(
+            f"'{path.name}' is a pickle, which can run code and is not read: get the .safetensors file of its name "
+            "from the page it came from, or convert it (torch.load with weights_only=True, then "
+            "safetensors.torch.save_file with names joined by dots: image_proj.*, ip_adapter.*)"
+        )
+    weights = _read(path)
+    image = {name.removeprefix("image_proj."): w for name, w in weights.items() if name.startswith("image_proj.")}
+    layers = {name.removeprefix("ip_adapter."): w for name, w in weights.items() if name.startswith("ip_adapter.")}
+    _refuse_others(path, image, layers)
+    try:
+        projector = image_tokens({name: weight.float() for name, weight in image.items()})
+        mixture = _mixture(layers, projector, operations, dtype)
+    except (KeyError, ValueError, RuntimeError, IndexError) as error:
+        raise IPAdapterFileError(
+            f"'{path.name}' does not hold the weights of an IP-Adapter as its names say ({' '.join(str(error).split())}"
+            f"): it is damaged or of a new kind. Download it again, or use one of {FITTING}"
+        ) from error
+    return IPAdapter(mixture, projector)
+
+
+def vision_model(projector: ImageTokens) -> str:
+    """What CLIP vision model the projector reads, for messages."""
+    pooled = projector.reads == POOLED
+    known = {1024: "CLIP-ViT-H-14", 1280: "CLIP-ViT-bigG-14"} if pooled else {1280: "CLIP-ViT-H-14"}
+    output = "image embeddings" if pooled else "hidden states"
+    return f"{known.get(projector.width, 'one')} with {output} {projector.width} wide"
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+    except FileNotFoundError:
+        raise IPAdapterFileError(
+            f"'{path}' does not exist: put the IP-Adapter file into ComfyUI's models/ipadapter folder"
+        ) from None
+    except (SafetensorError, OSError) as error:
+        raise IPAdapterFileError(
+            f"'{path.name}' cannot be read as a .safetensors file ({error}): it is damaged, cut short or of another "
+            f"kind. It has {path.stat().st_size:,} bytes; compare with the page it came from and download it again"
+        ) from error
+
+
+def _refuse_others(path: Path, image: dict[str, Tensor], layers: dict[str, Tensor]) -> None:
+    """Files of other kinds, each with its reason."""
+    unpooled = "norm.weight" in image and "proj.weight" not in image
+    if unpooled or any(name.startswith("perceiver_resampler.") for name in image) or any("lora" in n for n in layers):
+        reason = "is a FaceID file, which needs the face embeddings of insightface"
+    elif not image or not layers:
+        reason = "is no IP-Adapter for a U-Net: expected weights named image_proj.* and ip_adapter.*"
+    elif any(w.shape[-1] == SDXL_TEXT for w in layers.values()):
+        reason = "is for SDXL (or Kolors), which this pack does not know yet"
+    elif not all(_LAYER.match(name) for name in layers):
+        reason = "is for another family of models (Flux, for example)"
+    else:
+        return
+    raise IPAdapterFileError(f"'{path.name}' {reason}. Get one of {FITTING} as .safetensors, from h94/IP-Adapter")
+
+
+def _mixture(layers: dict[str, Tensor], projector: ImageTokens, operations: Any, dtype: torch.dtype) -> ImageMixture:
+    """Raises KeyError or RuntimeError for keys without values or of other widths than the tokens."""
+    numbers = sorted({int(_LAYER.match(name)[1]) for name in layers})
+    weights = {
+        f"layers.{place}.to_{kind}.weight": layers[f"{number}.to_{kind}_ip.weight"].to(dtype)
+        for place, number in enumerate(numbers)
+        for kind in "kv"
+    }
+    shapes = [BlockShape(*layers[f"{number}.to_k_ip.weight"].shape) for number in numbers]
+    if any(shape.context_dim != projector.dim for shape in shapes):
+        raise ValueError(f"tokens are {projector.dim} wide, the layers read {shapes[0].context_dim}")
+    with torch.device("meta"):
+        mixture = ImageMixture(shapes, projector.count, operations)
+    mixture.negative = torch.zeros(projector.count, projector.dim)
+    mixture.load_state_dict(weights, assign=True)
+    return mixture.eval().requires_grad_(False)

@@ -1,0 +1,266 @@
+"""MoA From IP-Adapter in a real ComfyUI: from the file and the photo to the picture."""
+
+import copy
+import json
+
+import pytest
+import torch
+from ip_adapter_files import random_file
+from safetensors.torch import save_file
+from test_parity import calls
+
+VISION = {
+    "hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4, "image_size": 32,
+    "patch_size": 2, "projection_dim": 48, "hidden_act": "gelu", "layer_norm_eps": 1e-5, "num_channels": 3,
+    "model_type": "clip_vision_model",
+}  # fmt: skip
+PROMPT = "a man and a woman in paris"
+
+
+def vision(folder, **changes):
+    """A small CLIP_VISION with random weights."""
+    import comfy.clip_vision
+
+    (folder / "vision.json").write_text(json.dumps(VISION | changes))
+    model = comfy.clip_vision.ClipVisionModel(str(folder / "vision.json"))
+    random = torch.Generator().manual_seed(3)
+    for name, weight in model.model.named_parameters():
+        mean = 1.0 if "norm" in name and name.endswith("weight") else 0.0
+        weight.copy_(mean + torch.randn(weight.shape, generator=random) / max(weight.shape[-1], 2) ** 0.5)
+    return model
+
+
+def adapter(host, toy_base, tmp_path, kind: str, name: str | None = None, **changes):
+    """MOA of a random file made for the toy checkpoint."""
+    from moa_core.address import block_shapes
+    from moa_core.image_mixture import file_order
+
+    blocks = block_shapes(toy_base.unet.state_dict())
+    folder = host.base / "models/ipadapter"
+    folder.mkdir(exist_ok=True)
+    save_file(random_file(kind, [blocks[a] for a in file_order(blocks)], 64), folder / f"{name or kind}.safetensors")
+    return host.run("MoAFromIPAdapter", f"{name or kind}.safetensors", vision(tmp_path, **changes))[0]
+
+
+@pytest.fixture(params=["base", "plus", "full-face"])
+def each_moa(request, host, loaded, toy_base, tmp_path):
+    return adapter(host, toy_base, tmp_path, request.param)
+
+
+@pytest.fixture
+def ip_moa(host, loaded, toy_base, tmp_path):
+    return adapter(host, toy_base, tmp_path, "plus")
+
+
+def patched(host, loaded, moa, *words: str, prompt: str = PROMPT, widgets=None, **subject):
+    """The patched MODEL, a prompt and a negative one of its CLIP."""
+    people = [host.run("MoASubjectEncoder", moa, picture(seed), word, **subject)[0] for seed, word in enumerate(words)]
+    model, clip = host.patch(loaded[0], loaded[1], moa, *people, **(widgets or {}))
+    return model, host.prompt(clip, prompt), host.prompt(clip, "ugly")
+
+
+def picture(seed: int = 0):
+    return torch.rand(1, 60, 80, 3, generator=torch.Generator().manual_seed(seed))
+
+
+def test_every_kind_of_file_changes_the_picture_after_the_beginning_and_each_person_counts(host, loaded, each_moa):
+    plain = host.sample(loaded[0], host.prompt(loaded[1], PROMPT), host.prompt(loaded[1], "ugly"), steps=5)["samples"]
+    drawn = [
+        host.sample(*patched(host, loaded, each_moa, *words), steps=5)["samples"]
+        for words in (("man",), ("man", "woman"))
+    ]
+    assert (drawn[0] - plain).abs().max() > 1e-2 and (drawn[1] - drawn[0]).abs().max() > 1e-2
+
+
+def test_strength_0_weight_0_the_beginning_and_unbound_prompts_change_not_one_bit(host, loaded, ip_moa):
+    model, clip, _ = loaded
+
+    def plain(prompt: str, steps: int):
+        return host.sample(model, host.prompt(clip, prompt), host.prompt(clip, "ugly"), steps=steps)["samples"]
+
+    for steps, prompt, options in (
+        (3, PROMPT, {"widgets": {"strength": 0.0}}),
+        (3, PROMPT, {"weight": 0.0}),
+        (1, PROMPT, {}),
+        (3, "a house in paris", {}),
+    ):
+        drawn = host.sample(*patched(host, loaded, ip_moa, "man", prompt=prompt, **options), steps=steps)["samples"]
+        assert torch.equal(drawn, plain(prompt, steps))
+
+
+@pytest.mark.parametrize("sampler", ["euler", "heun"])
+def test_rows_batched_or_split_give_the_same(host, loaded, ip_moa, monkeypatch, sampler):
+    model, positive, negative = patched(host, loaded, ip_moa, "man", "woman")
+    together = host.sample(model, positive, negative, batch=2, steps=4, sampler=sampler)["samples"]
+    monkeypatch.setattr(type(model.model), "memory_required", lambda *a, **k: 1e30)
+    apart = host.sample(model, positive, negative, batch=2, steps=4, sampler=sampler)["samples"]
+    assert (together - apart).abs().max() < 1e-4 * together.abs().max()
+
+
+def test_an_area_holds_from_the_first_step_on_and_leaves_the_rest_to_the_checkpoint(host, loaded, ip_moa):
+    left = torch.zeros(1, 128, 128)
+    left[..., :40] = 1
+    model, positive, negative = patched(host, loaded, ip_moa, "man", area=left)
+    drawn = host.sample(model, positive, negative, steps=1)["samples"]
+    shares = model.get_attachment("moa").runs[-1].trace.subject_area()[0]
+    assert (shares[:, :3] > 0.99).all() and not shares[:, 7:].any()
+    assert not torch.allclose(drawn, host.sample(loaded[0], positive, negative, steps=1)["samples"], atol=1e-2)
+
+
+def test_comfyui_and_diffusers_agree_on_words_shares_and_pictures(host, loaded, toy_base, ip_moa):
+    """Three noise levels in one run: the second and third are routed by what the ones before have shown."""
+    from moa_core.address import block_shapes
+    from moa_core.binding import Binding
+    from moa_core.image_mixture import ImageMixture, ImageRun
+    from moa_core.rows import Row
+    from moa_core.subject import Subject
+    from moa_core.subject_area import View
+    from training.host.adapter import MoAUNet
+    from training.host.prior import prior_of
+
+    torch.manual_seed(0)
+    with torch.inference_mode(False):
+        unet = copy.deepcopy(toy_base.unet)
+    timesteps = torch.tensor([700.0, 500.0, 300.0])
+    inputs, context = torch.randn(3, 2, 4, 16, 16), torch.randn(1, 77, 64)
+    mixture = ip_moa.adapter.mixture
+    ours_mixture = ImageMixture(mixture.shapes, mixture.tokens)
+    ours_mixture.load_state_dict(mixture.state_dict())
+    people = [Subject(torch.randn(1, mixture.feature_dim), word, word) for word in ("man", "woman")]
+
+    model = loaded[0].clone()
+    binding = host.module("moa_core.binding")
+    bound = tuple(binding.Binding(place, person) for place, person in zip((5, 60), people, strict=True))
+    conditioning = [[context, {"moa_bound_prompt": binding.BoundPrompt("a man and a woman", bound)}]]
+    sigmas = model.get_model_object("model_sampling").sigma(timesteps)
+    hooks = host.module("nodes.model_hooks").MoAHooks(ip_moa.start_run, people, 1.0, 0.0, 1.0, True)
+    hooks.attach(model, ip_moa.mixture.clone())
+    theirs = calls(model, conditioning, inputs, sigmas)
+
+    run = ImageRun(ours_mixture, people, 2, (16, 16), timesteps.tolist(), 1.0, block_shapes(unet.state_dict()), True)
+    wrapped = MoAUNet(unet, ours_mixture)
+    rows = [Row(View(n), tuple(Binding(b.position, b.subject) for b in bound), 77, True) for n in range(2)]
+    contexts = context.expand(2, -1, -1)
+    effects = []
+    for x, timestep, their in zip(inputs, timesteps, theirs, strict=True):
+        call = run.call(rows, float(timestep), x, contexts, timestep.expand(2), prior_of(unet))
+        our = wrapped.run(x, timestep.expand(2), contexts, call)
+        run.finish(call, rows, x)
+        effects.append((our - wrapped.run(x, timestep.expand(2), contexts, None)).abs().max().item())
+        difference = (our - their).abs().max().item()
+        print(f"at {timestep:.0f}: max abs difference {difference:.1e} of the effect {effects[-1]:.2f}")
+        assert difference < 1e-4
+    assert effects[0] == 0.0 and min(effects[1:]) > 1e-2
+
+
+def test_a_lora_on_the_prior_acts_in_the_image_experts_too(host, loaded, ip_moa):
+    """As a patch of the model or written into its file: the same picture."""
+    import comfy.sd
+
+    model, clip, _ = loaded
+    weights = {n: w for n, w in model.model.state_dict().items() if n.startswith("diffusion_model.")}
+    random = torch.Generator().manual_seed(1)
+    lora = {
+        name: (0.1 * torch.randn(weight.shape, generator=random),)
+        for name, weight in weights.items()
+        if name.endswith(("attn2.to_q.weight", "attn2.to_out.0.weight"))
+    }
+    whole = {f"model.{n}": w + lora[n][0] if n in lora else w.clone() for n, w in weights.items()}
+    written = comfy.sd.load_diffusion_model_state_dict(whole, {"dtype": torch.float32})
+    changed = model.clone()
+    assert len(changed.add_patches(lora)) == len(lora) > 0
+    drawn = [
+        host.sample(*patched(host, (each, clip), ip_moa, "man"), steps=3)["samples"]
+        for each in (changed, written, model)
+    ]
+    assert (drawn[0] - drawn[1]).abs().max() < 1e-4 < 1e-2 < (drawn[0] - drawn[2]).abs().max()
+
+
+def test_a_photo_is_cropped_as_clip_does_and_with_a_mask_round_the_person(host, loaded, ip_moa):
+    photo = picture()
+    whole = host.run("MoASubjectEncoder", ip_moa, photo, "man")[0].features
+    output = ip_moa.clip_vision.encode_image(photo)
+    expected = ip_moa.adapter.projector(output.penultimate_hidden_states).flatten(1)
+    torch.testing.assert_close(whole, expected)
+    mask = torch.zeros(1, 60, 80)
+    mask[:, 10:50, 30:70] = 1
+    person = host.run("MoASubjectEncoder", ip_moa, photo, "man", mask)[0].features
+    square = host.run("MoASubjectEncoder", ip_moa, photo[:, 8:52, 28:72], "man")[0].features
+    torch.testing.assert_close(person, square)
+    assert not torch.allclose(person, whole, atol=1e-2)
+
+
+def test_subjects_blend_and_the_visualizer_shows_cross_attention_alone(host, loaded, ip_moa):
+    one, two = (host.run("MoASubjectEncoder", ip_moa, picture(seed), "man")[0] for seed in (1, 2))
+    morph = host.run("MoASubjectInterpolate", one, two, 0.5, 2, "slerp")[0]
+    model, clip = host.patch(loaded[0], loaded[1], ip_moa, morph)
+    samples = host.sample(model, host.prompt(clip, "a man"), host.prompt(clip, ""), steps=4, batch=2)
+    image, mask = host.run("MoARouterVisualizer", model, samples)[:2]
+    assert image.shape[0] == 2 and mask.shape == (2, 128, 128)
+    assert {attention for _, attention in model.get_attachment("moa").runs[-1].trace.layers} == {"attn2"}
+
+
+def test_after_the_last_step_of_a_persons_prompt_the_checkpoint_draws_alone(host, loaded, ip_moa):
+    """The negative prompt as well: opposite nobody it is the checkpoint's."""
+    area = torch.ones(1, 128, 128)
+    model, positive, negative = patched(host, loaded, ip_moa, "man", area=area)
+    timed = host.run("ConditioningSetTimestepRange", positive, 0.0, 0.5)[0]
+    rest = host.run("ConditioningSetTimestepRange", host.prompt(loaded[1], "a house"), 0.5, 1.0)[0]
+    latent = {"samples": torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(5))}
+    drawn = [
+        host.run("KSamplerAdvanced", each, "enable", 3, 10, 4.0, "euler", "normal", timed + rest, negative, latent,
+                 6, 10, "disable")[0]["samples"]
+        for each in (model, loaded[0])
+    ]  # fmt: skip
+    assert torch.equal(*drawn)
+    early = [host.sample(each, timed + rest, negative, steps=10)["samples"] for each in (model, loaded[0])]
+    assert (early[0] - early[1]).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("name", ["area", "mask", "long", "wide"])
+def test_areas_masks_long_prompts_and_pictures_that_are_not_square(host, loaded, ip_moa, monkeypatch, name):
+    """Each person in a prompt of their own, or in the second chunk of one; the host may split rows as it likes."""
+    long = "a house, " * 40 + PROMPT
+    model, positive, negative = patched(host, loaded, ip_moa, "man", "woman", prompt=long if name == "long" else PROMPT)
+    shape = {"size": 16} if name != "wide" else {"latent": {"samples": torch.zeros(1, 4, 12, 20)}}
+    if name == "area":
+        positive = host.run("ConditioningSetArea", positive, 64, 128, 0, 0, 1.0)[0] + positive
+    if name == "mask":
+        positive = host.run("ConditioningSetMask", positive, torch.eye(128)[None], "default", 1.0)[0] + positive
+    together = host.sample(model, positive, negative, steps=4, **copy.deepcopy(shape))["samples"]
+    plain = host.sample(loaded[0], positive, negative, steps=4, **copy.deepcopy(shape))["samples"]
+    assert (together - plain).abs().max() > 1e-2
+    monkeypatch.setattr(type(model.model), "memory_required", lambda *a, **k: 1e30)
+    apart = host.sample(model, positive, negative, steps=4, **shape)["samples"]
+    assert (together - apart).abs().max() < 1e-4 * together.abs().max()
+
+
+@pytest.mark.parametrize("kind", ["image experts", "learned"])
+def test_two_people_have_masks_that_part_the_subject_area_by_their_words(host, loaded, moa, ip_moa, kind):
+    model, positive, negative = patched(host, loaded, ip_moa if kind == "image experts" else moa, "man", "woman")
+    drawn = host.sample(model, positive, negative, steps=4)
+    _, whole, masks = host.run("MoARouterVisualizer", model, drawn)
+    assert masks.shape == (2, 128, 128) and masks[0].any() and masks[1].any()
+    assert (masks.sum(dim=0) <= whole[0]).all() and masks.sum() > 0.9 * whole.sum()
+
+
+def test_the_wrong_vision_model_checkpoint_and_file_are_refused_in_a_sentence(host, loaded, toy_base, tmp_path):
+    from moa_core.address import BlockShape
+
+    with pytest.raises(ValueError, match=r"wide\.safetensors.*48 wide.*gives 64.*Load CLIP Vision"):
+        adapter(host, toy_base, tmp_path, "plus", "wide", hidden_size=64)
+    with pytest.raises(ValueError, match=r"wide\.safetensors.*48 wide.*gives 32"):
+        adapter(host, toy_base, tmp_path, "base", "wide", projection_dim=32)
+    folder = host.base / "models/ipadapter"
+    for name, dim, found in (("sd15", 768, None), ("sdxl", 2048, "SDXL")):
+        save_file(random_file("base", [BlockShape(320, dim)] * 3, dim), folder / f"{name}.safetensors")
+        if found:
+            with pytest.raises(ValueError, match=f"{name}.*{found}.*ip-adapter_sd15"):
+                host.run("MoAFromIPAdapter", f"{name}.safetensors", vision(tmp_path))
+        else:
+            other = host.run("MoAFromIPAdapter", f"{name}.safetensors", vision(tmp_path))[0]
+            with pytest.raises(ValueError, match=r"sd15.*SD 1.5 \(3 .*text 768 wide.*MoAToy"):
+                host.patch(loaded[0], loaded[1], other)
+    (folder / "old.bin").write_bytes(b"pickle")
+    with pytest.raises(ValueError, match=r"old\.bin.*convert"):
+        host.run("MoAFromIPAdapter", "old.bin", vision(tmp_path))
