@@ -11,6 +11,8 @@ from training.data.preparation import Preparation
 
 PACK = Path(__file__).parent.parent
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(PACK)}
+if "ATEN_CPU_CAPABILITY" in os.environ:  # an older processor is older for oneDNN, too: torch's bf16 attention asks both
+    ENVIRONMENT |= {"ONEDNN_MAX_CPU_ISA": "AVX2"}
 
 
 def start(module: str, *arguments: str | Path, processes: int = 1) -> subprocess.Popen:
