@@ -5,7 +5,6 @@ To be run when the toy models or a node's look have changed. Needs ComfyUI and a
 
 from __future__ import annotations
 
-import json
 import tempfile
 from pathlib import Path
 
@@ -29,9 +28,15 @@ SIDE, GAP = 192, 6
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         base = make_base_directory(Path(folder))
+        for file in ("ipadapter/ip-adapter-plus-face_sd15.safetensors", "clip_vision/CLIP-ViT-H-14.safetensors"):
+            (base / "models" / file).parent.mkdir(exist_ok=True)
+            (base / "models" / file).touch()  # names for the widgets
         with Server(find_comfyui(), base) as server:
             painter = ComfyUIPainter(server)
-            save("MoALoader", graph(server))
+            workflow = (PACK / "workflows" / "One person.json").read_text(encoding="utf-8")
+            load = f"async () => {{ await window.app.loadGraphData({workflow}) }}"
+            save("MoALoader", graph(server, load, (750, 620)))
+            save("MoAFromIPAdapter", graph(server, FROM_IP_ADAPTER, (860, 350)))
             save("MoAPatchModel", row([painter.paint(take)[0][0] for take in (PRIOR, WITH_A, WITH_B)]))
             save("MoASubjectInterpolate", row(painter.paint(MORPH)[0]))
             maps = painter.paint(WITH_A)[1].convert("RGB")
@@ -48,24 +53,35 @@ def references() -> list[np.ndarray]:
     return [np.asarray(picture), *((s * 255).byte().numpy() for s in shown)]
 
 
-def graph(server: Server) -> Image.Image:
-    """The left of a template: MoA Loader and what it feeds."""
-    workflow = (PACK / "workflows" / "One person.json").read_text(encoding="utf-8")
+FROM_IP_ADAPTER = """() => {
+    app.graph.clear();
+    const add = (type, x, y) => {
+        const node = LiteGraph.createNode(type); app.graph.add(node); node.pos = [x, y]; return node };
+    const vision = add("CLIPVisionLoader", 30, 90), adapter = add("MoAFromIPAdapter", 330, 90);
+    const photo = add("LoadImage", 30, 240), encoder = add("MoASubjectEncoder", 330, 240);
+    const patch = add("MoAPatchModel", 650, 90);
+    vision.connect(0, adapter, 0); adapter.connect(0, encoder, 0); photo.connect(0, encoder, 1);
+    const subjects = patch.inputs.find(input => input.name.startsWith("subjects")).name;
+    adapter.connect(0, patch, "moa"); encoder.connect(0, patch, subjects);
+}"""
+
+
+def graph(server: Server, build: str, size: tuple[int, int]) -> Image.Image:
+    """The left top of a graph that JavaScript builds, as the frontend shows it."""
     with sync_playwright() as play, tempfile.TemporaryDirectory() as folder:
         browser = play.chromium.launch(executable_path=find_browser(), args=["--no-sandbox", "--disable-gpu"])
-        page = browser.new_page(viewport={"width": 1000, "height": 800})
+        page = browser.new_page(viewport={"width": 1100, "height": 800})
         page.goto(server.url)
         page.wait_for_function("() => window.LiteGraph?.registered_node_types?.MoAPatchModel", timeout=120_000)
         page.wait_for_timeout(5000)
         page.keyboard.press("Escape")  # the welcome of a first start
-        page.evaluate(
-            "async text => { await window.app.loadGraphData(JSON.parse(text)) }", json.dumps(json.loads(workflow))
-        )
+        page.evaluate(build)
         page.evaluate(
             "() => { app.canvas.ds.scale = 0.9; app.canvas.ds.offset = [80, 100]; app.canvas.setDirty(true, true) }"
         )
         page.wait_for_timeout(3000)
-        page.screenshot(path=Path(folder) / "graph.png", clip={"x": 90, "y": 112, "width": 750, "height": 620})
+        clip = {"x": 90, "y": 112, "width": size[0], "height": size[1]}
+        page.screenshot(path=Path(folder) / "graph.png", clip=clip)
         browser.close()
         with Image.open(Path(folder) / "graph.png") as shot:
             return shot.convert("RGB")
