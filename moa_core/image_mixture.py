@@ -111,7 +111,7 @@ class ImageRun:
 
 
 @dataclass(frozen=True)
-class Pixels:
+class PersonPixels:
     """Those of a layer's pixels that ask the expert; rows with fewer than K are filled up with others."""
 
     index: Tensor | None
@@ -130,7 +130,7 @@ class RowsPeople:
     """[B, S * n, D] on the device; 0 for rows with fewer than S people."""
     amounts: Tensor
     """[B, S, h, w] on the CPU: share times the subject's weight."""
-    _sized: dict[tuple[int, int], tuple[Pixels | None, Tensor]] = field(default_factory=dict)
+    _sized: dict[tuple[int, int], tuple[PersonPixels | None, Tensor]] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -161,13 +161,13 @@ class RowsPeople:
                 amounts[number, place] = shown[router.number(subject)]
         return cls(tokens.flatten(1, 2).to(latents), amounts)
 
-    def at(self, size: tuple[int, int]) -> tuple[Pixels | None, Tensor]:
+    def at(self, size: tuple[int, int]) -> tuple[PersonPixels | None, Tensor]:
         """The pixels of a layer of (h, w) that ask the expert, None where none does, and all amounts [B, h, w]."""
         if size not in self._sized:
             self._sized[size] = self._at(size)
         return self._sized[size]
 
-    def _at(self, size: tuple[int, int]) -> tuple[Pixels | None, Tensor]:
+    def _at(self, size: tuple[int, int]) -> tuple[PersonPixels | None, Tensor]:
         device, people = self.tokens.device, self.amounts.shape[1]
         shown = F.interpolate(self.amounts, size, mode="area").flatten(2)  # [B, S, N]
         amount, person = shown.sum(dim=1), shown.argmax(dim=1)  # [B, N]
@@ -186,7 +186,7 @@ class RowsPeople:
             each = self.tokens.shape[1] // people
             owner = torch.arange(people).repeat_interleave(each)  # [S * n]
             mask = (person[..., None] == owner).to(device)
-        return Pixels(index, amount.to(device), mask), whole
+        return PersonPixels(index, amount.to(device), mask), whole
 
 
 class ImageCall:

@@ -33,7 +33,7 @@ Layout = tuple[tuple[tuple[Address, str], tuple[int, int]], ...]
 
 
 @dataclass
-class Record:
+class CallSums:
     """Calls of one bin, layout and set of pictures: summed shares [B, pixels of all layers], and how many calls."""
 
     total: Tensor
@@ -46,7 +46,7 @@ class Trace:
     def __init__(self, latent_shape: tuple[int, int]):
         self.latent_shape = latent_shape
         """(h, w) of the sampled latents."""
-        self._records: dict[tuple[int, Layout, tuple[int, ...]], Record] = {}  # by bin, layout and pictures
+        self._records: dict[tuple[int, Layout, tuple[int, ...]], CallSums] = {}  # by bin, layout and pictures
 
     def add(
         self, timestep: float, shares: Mapping[tuple[Address, str], Tensor], pictures: Sequence[int] | None = None
@@ -66,7 +66,7 @@ class Trace:
             self._records[key].total += values
             self._records[key].calls += 1
         else:
-            self._records[key] = Record(values)
+            self._records[key] = CallSums(values)
 
     def __bool__(self) -> bool:
         return bool(self._records)

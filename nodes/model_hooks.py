@@ -33,7 +33,7 @@ RUNS_KEPT = 4
 
 
 @dataclass
-class Run:
+class SamplingRun:
     """One sampling run under way."""
 
     start_sigma: float
@@ -89,7 +89,7 @@ class MoAHooks:
         self.text, self.timesteps = text or NodeText(), timesteps
         self.runs: deque[PastRun] = deque(maxlen=RUNS_KEPT)
         """The last runs, the newest last."""
-        self._run: Run | None = None
+        self._run: SamplingRun | None = None
 
     def attach(self, model: ModelPatcher, mixture: ModelPatcher) -> None:
         model.set_additional_models(KEY, [mixture])
@@ -119,7 +119,7 @@ class MoAHooks:
         blocks = unet_blocks(guider.model_patcher)
         known = [s for s in self.subjects if any(p is not None and p.carries(s) for p in positives)]
         moa = self.start_run(known, len(noise), size, levels, self.strength, blocks, self.sparse)
-        run = Run(start, end, Trace(size), moa, _spans(guider.conds, bindings, sampling))
+        run = SamplingRun(start, end, Trace(size), moa, _spans(guider.conds, bindings, sampling))
         outer, self._run = self._run, run
         try:
             samples = executor(noise, latent_image, sampler, sigmas, *args, **kwargs)

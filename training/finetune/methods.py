@@ -103,7 +103,7 @@ class Decoupled(nn.Module):
         return self.image(h, tokens, PriorAttention(self.to_q, self.image.to_k, self.to_out[0], self.heads), seen)
 
 
-class ImageCall(WatchedCall):
+class UnroutedImageCall(WatchedCall):
     """Adds attention to image tokens to the prior's cross-attention. No word is bound, and nothing is routed."""
 
     def __init__(self, mixture: nn.Module, context: Tensor, timestep: Tensor, bound: Any = None, *options: Any):
@@ -135,6 +135,6 @@ METHODS = {
     "moa_without_spacetime": Method(_without_spacetime),
     "cross_attention": Method(_finetune_in_place("attn2")),
     "fastcomposer": Method(_fastcomposer, sampling_call=LateCall, saves_moa=False),
-    "ip_adapter": Method(_decouple, ImageCall, ImageCall, saves_moa=False),
+    "ip_adapter": Method(_decouple, UnroutedImageCall, UnroutedImageCall, saves_moa=False),
 }
 """By the names of `model.method` (training/config.py)."""
