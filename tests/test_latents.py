@@ -131,8 +131,10 @@ def test_processes_share_the_records_and_go_on_after_any_other_number_of_them(fo
     assert lacking(*names) == 24
     for name in names:
         expected, found = (read_moments(place(root, name, LATENTS), 128) for root in (one, folder))
-        # Stored as float16; computed in other batches, a value may round to its neighbour.
-        torch.testing.assert_close(found, expected, rtol=torch.finfo(torch.float16).eps, atol=1e-6)
+        # Computed in other batches, the sums of some 20 layers of 9 x 64 terms round otherwise, and stored as float16 a
+        # value may then go to its neighbour.
+        rounding = torch.finfo(torch.float32).eps * (20 * 9 * 64) ** 0.5 * float(expected.abs().max())
+        torch.testing.assert_close(found, expected, rtol=torch.finfo(torch.float16).eps, atol=rounding)
     kept = {path: path.stat().st_mtime_ns for path in folder.rglob("*.latents.safetensors")}
     assert lacking(*names[1::2]) == 12  # what the second process made
     changed = {path.name.split(".")[0] for path, time in kept.items() if path.stat().st_mtime_ns != time}
