@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import TypeVar
@@ -18,7 +19,16 @@ PATIENCE = timedelta(days=7)
 
 def processes() -> PartialState:
     """Which of how many processes this one is, and its device: a GPU of its own, or the CPU."""
-    return PartialState(cpu=not torch.cuda.is_available(), timeout=PATIENCE)
+    state = PartialState(cpu=not torch.cuda.is_available(), timeout=PATIENCE)
+    atexit.unregister(_leave)
+    atexit.register(_leave)
+    return state
+
+
+def _leave() -> None:
+    """Before the interpreter ends: a group that is still there then may take the process down with it."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def share(things: Sequence[T]) -> Sequence[T]:
