@@ -27,11 +27,12 @@ soak: setup
 # The toy models from scratch, every training at a rate that falls to nothing; each goes on where it was stopped.
 # models/*/*.md say how the shipped ones were made.
 TOY := $(RUN) -m training.toy
+compiled = $(if $(shell command -v g++ || command -v clang++),--compiled)
 resume = $(if $(wildcard runs/toy/$(1).safetensors),--resume)
 
 toy-base: setup
-	$(TOY) vae --run runs/toy --scenes 30000 --steps 30000 --batch 16 --lr 2e-3 $(call resume,vae)
-	$(TOY) unet --run runs/toy --scenes 30000 --steps 20000 --batch 16 $(call resume,unet)
+	$(TOY) vae --run runs/toy --scenes 30000 --steps 20000 --batch 32 --lr 2e-3 $(compiled) $(call resume,vae)
+	$(TOY) unet --run runs/toy --scenes 30000 --steps 20000 --batch 16 $(compiled) $(call resume,unet)
 	$(TOY) assemble --run runs/toy --out models/checkpoints/moa-toy-base.safetensors
 
 toy-moa: setup

@@ -29,6 +29,9 @@ PARTS = {
     "encoder": Part("train the image encoder that a MoA starts from", "encoder.train_encoder", batch=64, lr=5e-4),
 }
 
+COMPILED = ("vae", "unet")
+"""The long ones, where compiling pays."""
+
 
 def add_part(commands: argparse._SubParsersAction, name: str, part: Part) -> None:
     command = commands.add_parser(name, help=part.text, description=part.text)
@@ -41,6 +44,8 @@ def add_part(commands: argparse._SubParsersAction, name: str, part: Part) -> Non
     command.add_argument("--lr", type=float, default=part.lr, help="learning rate (default %(default)s)")
     command.add_argument("--scenes", type=int, default=20_000, help="pictures rendered once (default %(default)s)")
     command.add_argument("--workers", type=int, default=1, help="processes that render them (default %(default)s)")
+    if name in COMPILED:
+        command.add_argument("--compiled", action="store_true", help="compile the loss first (needs a C++ compiler)")
     command.set_defaults(act=lambda options: _train(part, options))
 
 

@@ -64,11 +64,12 @@ def train_vae(plan: Plan) -> None:
     vae = NarrowVAE()
     trainee = Trainee("vae", vae, plan)
     shown = to_tensor(pictures.pixels[-HELD_OUT:]).to(device())
+    loss = plan.loss(vae_loss)
 
     def loss_of(random: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         batch = crops(pictures, plan.batch, random)
         noise = torch.randn(plan.batch, LATENT_CHANNELS, CROP // 8, CROP // 8, generator=random)
-        return vae_loss(vae, batch.to(device()), noise.to(device()))
+        return loss(vae, batch.to(device()), noise.to(device()))
 
     def look(path: Path) -> str:
         latents = vae.encode(shown)

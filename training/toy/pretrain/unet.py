@@ -99,6 +99,7 @@ def train_unet(plan: Plan) -> None:
     read_average(plan.run / "vae.safetensors", vae)
     vae.to(device())
     empty = torch.tensor(tokenize(""), device=device())
+    loss = plan.loss(diffusion_loss)
 
     def batch(indices: Tensor, random: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """latents, ids, timestep, noise."""
@@ -112,7 +113,7 @@ def train_unet(plan: Plan) -> None:
         x, tokens, timestep, noise = batch(indices, random)
         dropped = torch.rand(plan.batch, 1, generator=random) < DROPPED
         tokens = torch.where(dropped.to(device()), empty, tokens)
-        return diffusion_loss(model, x, tokens, timestep, noise), {}
+        return loss(model, x, tokens, timestep, noise), {}
 
     def look(path: Path) -> str:
         model.eval()
