@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -26,7 +27,7 @@ sys.path[:0] = [str(HERE / "host"), str(HERE)]
 
 from comfy_host import start_host  # noqa: E402
 from real_size import UNET, random_weights  # noqa: E402
-from trained_shares import Kind, TrainedShares  # noqa: E402
+from trained_shares import Kind, TrainedShares, square  # noqa: E402
 
 from training.comfyui import make_base_directory  # noqa: E402
 from training.host import sd15, toy_base  # noqa: E402
@@ -70,6 +71,8 @@ def bench(host, shape: str, areas: list[float], rounds: int, shares: TrainedShar
     model, mixture = make_models(host, config)
     models = {"prior": model, "dense": patched(host, model, mixture, areas[0], False, shares)}
     models |= {f"sparse {area:.0%}": patched(host, model, mixture, area, True, shares) for area in areas}
+    adapter = image_experts(host, model)
+    models |= {f"image experts {area:.0%}": with_image_experts(host, model, adapter, area) for area in [*areas, 1.0]}
     steps = {name: comfyui_step(host, one, config["context_dim"], pixels // 8) for name, one in models.items()}
     device, dtype = model.load_device, model.model_dtype()
     steps |= peer_steps(peer().eval().to(device, dtype), config["context_dim"], pixels // 8)
@@ -116,21 +119,52 @@ def make_models(host, config: dict):
 
 def patched(host, model, mixture, area: float, sparse: bool, shares: TrainedShares):
     """The model with a MoA whose routers, after all their work, tell of subjects on that part of the picture."""
-    hooks = host.module("nodes.model_hooks")
-    routed = host.module("moa_core.subject_area").routed_blocks(list(mixture.model.config.blocks))
+    hooks, learned = host.module("nodes.model_hooks"), mixture.model
+    routed = host.module("moa_core.subject_area").routed_blocks(list(learned.config.blocks))
 
     class AreaHooks(hooks.MoAHooks):
         def sample(self, *args, **kwargs):
-            for number, address in enumerate(self.mixture.config.blocks):
+            for number, address in enumerate(learned.config.blocks):
                 for attention in ("attn1", "attn2"):
-                    router = self.mixture.layer(address, attention).router
+                    router = learned.layer(address, attention).router
                     kind, seed = (address in routed, attention), 2 * number + (attention == "attn2")
                     router.forward = telling(router, shares, kind, area, seed)
             return super().sample(*args, **kwargs)
 
     subject = host.module("moa_core.subject").Subject(torch.zeros(1, 64), "man", "man")
     clone = model.clone()
-    AreaHooks(mixture.model, [subject], 1.0, 0.0, 1.0, sparse).attach(clone, mixture)
+    start_run = partial(host.module("moa_core.unet_call").LearnedRun, learned)
+    AreaHooks(start_run, [subject], 1.0, 0.0, 1.0, sparse).attach(clone, mixture)
+    return clone
+
+
+def image_experts(host, model):
+    """Those of an IP-Adapter for one picture, with random weights, in their ModelPatcher."""
+    import comfy.model_management as mm
+    import comfy.ops
+    from comfy.model_patcher import CoreModelPatcher
+
+    images, blocks = host.module("moa_core.image_mixture"), host.module("nodes.model_hooks").unet_blocks(model)
+    shapes = [blocks[address] for address in images.file_order(blocks)]
+    mixture = images.ImageMixture(shapes, IMAGE_TOKENS, comfy.ops.manual_cast, dtype=model.model_dtype())
+    mixture.load_state_dict(random_weights(mixture.state_dict()))
+    return CoreModelPatcher(mixture, load_device=mm.get_torch_device(), offload_device=mm.unet_offload_device())
+
+
+def with_image_experts(host, model, adapter, area: float):
+    """The model with image experts; the words' places are read, and then told to be that part of the picture."""
+    hooks, images = host.module("nodes.model_hooks"), host.module("moa_core.image_mixture")
+
+    class AreaRun(images.ImageRun):
+        def __init__(self, *run):
+            super().__init__(*run)
+            side = self.router.size[0]
+            there = square(side, area).float().expand(1, self.router.pictures, side, side)
+            self.router.last = lambda: there
+
+    subject = host.module("moa_core.subject").Subject(torch.randn(1, adapter.model.feature_dim), "man", "man")
+    clone = model.clone()
+    hooks.MoAHooks(partial(AreaRun, adapter.model), [subject], 1.0, 0.0, 1.0, True).attach(clone, adapter)
     return clone
 
 

@@ -62,8 +62,7 @@ class TrainedShares:
         """Shares [side * side] of a layer, with subjects on a square in the middle that has that part of it."""
         random = torch.Generator().manual_seed(seed)
         place = torch.randint(QUANTILES, (side, side), generator=random)
-        edge = (torch.arange(side) + 0.5 - side / 2).abs() <= area**0.5 * side / 2
-        return torch.where(edge[:, None] & edge, self.inside[kind][place], self.outside[kind][place]).flatten()
+        return torch.where(square(side, area), self.inside[kind][place], self.outside[kind][place]).flatten()
 
     def __str__(self) -> str:
         lines = ["shares of the shipped MoA's experts, mean inside and outside its subjects:"]
@@ -71,3 +70,9 @@ class TrainedShares:
             name = f"{'routed' if routed else 'other'} blocks, {attention}"
             lines.append(f"  {name:22}{inside.mean():6.2f}{self.outside[routed, attention].mean():6.2f}")
         return "\n".join(lines)
+
+
+def square(side: int, area: float) -> Tensor:
+    """bool [side, side]: the square in the middle that is that part of it."""
+    edge = (torch.arange(side) + 0.5 - side / 2).abs() <= area**0.5 * side / 2
+    return edge[:, None] & edge
