@@ -19,11 +19,13 @@ from training.host.toy_base import load_toy, save_toy
 from training.toy.cases import Case, cases
 from training.toy.figures import GROW, Figures, assigned, judge_change, judge_routers
 from training.toy.judges import Readout
-from training.toy.pretrain import loop
+from training.toy.pretrain import controlnet, loop, style_lora
 from training.toy.pretrain.autoencoder import train_vae
+from training.toy.pretrain.controlnet import train_controlnet
 from training.toy.pretrain.encoder import train_encoder
 from training.toy.pretrain.judges import readout_loss
 from training.toy.pretrain.loop import Plan, read
+from training.toy.pretrain.style_lora import train_style_lora
 from training.toy.pretrain.unet import PROMPTS, assemble, train_unet
 from training.toy.renders import ATTRIBUTES, views
 
@@ -83,6 +85,33 @@ def test_a_resumed_training_is_the_one_that_was_never_stopped_and_gives_a_checkp
     narrow = NarrowVAE()
     narrow.load_state_dict({name: v.half().float() for name, v in averaged(whole / "vae.safetensors").items()})
     torch.testing.assert_close(base.autoencoder.encode(pictures), narrow.encode(pictures), atol=1e-3, rtol=1e-3)
+
+
+def test_controlnet_and_lora_learn_beside_a_base_that_stays(tmp_path, toy_base, monkeypatch):
+    """Resumed they are what they would have been, and what they learn comes out as small files."""
+    monkeypatch.setattr("training.toy.pretrain.on_base.HELD_OUT", 16)
+    save_toy(toy_base, tmp_path / "base.safetensors")
+    small = SMALL | {"base": tmp_path / "base.safetensors"}
+    for train, name, file, megabytes in (
+        (train_controlnet, "controlnet", controlnet.FILE, 3.0),
+        (train_style_lora, "style-lora", style_lora.FILE, 0.3),
+    ):
+        module = f"training.toy.pretrain.{train.__module__.rsplit('.')[-1]}"
+        monkeypatch.setattr(f"{module}.PROMPTS", PROMPTS[:1])
+        whole, halves = tmp_path / f"{name} whole", tmp_path / f"{name} halves"
+        train(Plan(whole, 3, **small))
+        with monkeypatch.context() as stopped:
+            stopped.setattr("training.toy.pretrain.loop.generator", stop_after(0))
+            train(Plan(halves, 3, **small))
+        train(Plan(halves, 3, resume=True, **small))
+        (a, _), (b, _) = read(whole / f"{name}.safetensors"), read(halves / f"{name}.safetensors")
+        assert all(torch.equal(a[key], b[key]) for key in a)
+        names = {key.split(".", 1)[1] for key in a if key.startswith("model.")}
+        assert names and not any("base_layer" in key or key.startswith("text_encoder") for key in names)
+        assert (whole / file).stat().st_size <= megabytes * 1e6
+        assert (whole / file).read_bytes() == (halves / file).read_bytes()
+    with pytest.raises(ValueError, match="elsewhere.safetensors does not exist: give --base"):
+        train_style_lora(Plan(tmp_path, 1, **SMALL, base=tmp_path / "elsewhere.safetensors"))
 
 
 def stop_after(last: int):

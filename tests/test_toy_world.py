@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
-from toy_world.draw import draw_person, draw_scene
+from toy_world.draw import draw_person, draw_pose, draw_scene
 from toy_world.shape import IMAGE_SIZE
 from toy_world.world import (
     ACTIONS,
@@ -109,6 +109,19 @@ def test_what_is_held_covers_the_person_and_is_not_part_of_the_mask(action):
     held = drawn & ~grown(mask)
     assert held.sum() > 100, "the thing is there and nobody's"
     assert mask.sum() > 500 and (mask & ~grown(drawn)).sum() == 0, "the mask shows nothing but the person"
+
+
+def test_a_pose_lies_on_its_people_and_tells_nothing_else():
+    for scene in scenes(40):
+        people = np.asarray(draw_scene(scene)[1])
+        bones = np.asarray(draw_pose(scene)).any(axis=-1)
+        assert bones.any() and bones[people > 0].mean() > 0.03
+        held = any(person.action in ("riding a bike", "holding flowers", "holding a book") for person in scene.people)
+        assert (people[bones] > 0).mean() > (0.6 if held else 0.9)  # what is held covers them
+    scene = next(scene for scene in scenes(40) if len(scene.people) == 1)
+    other = replace(scene.people[0], clothes=replace(scene.people[0].clothes, top="navy"))
+    same = replace(scene, place="beach", people=(other,))
+    assert np.array_equal(draw_pose(scene), draw_pose(same))
 
 
 def test_two_people_are_both_well_visible_the_first_one_left():

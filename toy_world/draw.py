@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 
 from .pen import GRID, Canvas, Colour, Pen
-from .people import Build, draw_person_at
+from .people import Build, draw_person_at, joints_of_arms, joints_of_legs
 from .scenes import SHADOWS, draw_place
 from .shape import IMAGE_SIZE
 from .world import Clothes, Identity, Person, Scene
@@ -51,6 +51,30 @@ def draw_person(
     draw_person_at(pen, person)
     image, ids = canvas.finish()
     return image, ids == 1
+
+
+BONES: dict[str, Colour] = {
+    "body": (255, 255, 255),
+    "head": (255, 220, 0),
+    "arm": (255, 60, 60),
+    "other arm": (255, 150, 0),
+    "leg": (0, 160, 255),
+    "other leg": (0, 255, 120),
+}
+
+
+def draw_pose(scene: Scene, size: int = IMAGE_SIZE) -> Image.Image:
+    """How its people stand, as a skeleton on black, RGB size x size: what a pose ControlNet is shown."""
+    canvas = Canvas(size)
+    for person in scene.people:
+        pen, build = _stand(canvas, person, scene.framing, alone=len(scene.people) == 1), Build.of(person)
+        legs, (behind, front) = joints_of_legs(person, build), joints_of_arms(person, build)
+        pen.line([(0, 0), (0, build.hip)], 0.16, BONES["body"])
+        for name, joints in zip(("leg", "other leg", "arm", "other arm"), [*legs, *front, *behind], strict=False):
+            pen.line([(0, build.hip) if "leg" in name else (0, 0), *joints], 0.16, BONES[name])
+        pen.line([(0, 0), build.head], 0.16, BONES["head"])
+        pen.circle(*build.head, 0.3, BONES["head"])
+    return canvas.finish()[0]
 
 
 def _stand(canvas: Canvas, person: Person, framing: str, alone: bool) -> Pen:

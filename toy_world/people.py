@@ -21,6 +21,8 @@ COLOURS: dict[str, Colour] = {
 DARK = (44, 42, 58)
 WHITE = (255, 255, 255)
 HANDLEBAR = (0.78, 0.92)
+FLOWERS = 1.7
+"""Below the head's middle: below the chin."""
 
 
 @dataclass(frozen=True)
@@ -46,23 +48,54 @@ class Build:
         return cls(shoulder * narrow, hip, hip + legs, head)
 
 
+Limb = list[Point]
+"""Its joints, from the body outwards."""
+
+
+def joints_of_legs(person: Person, build: Build) -> list[Limb]:
+    """Hip (and knee) to foot; the farther or the left leg first."""
+    if person.action == "riding a bike":
+        far = [(-0.15, build.hip), (0.42, build.hip + 0.2), (0.3, build.hip + 0.72)]
+        return [far, [(-0.15, build.hip + 0.05), (0.52, build.hip + 0.4), (0.06, build.hip + 0.94)]]
+    sides = [side * build.shoulder * 0.45 for side in (-1, 1)]
+    return [[(x, build.hip - 0.1), (x * 1.1, build.ground - 0.14)] for x in sides]
+
+
+def joints_of_arms(person: Person, build: Build) -> tuple[list[Limb], list[Limb]]:
+    """Shoulder, elbow, hand of the arms that are drawn behind the body and of those before it; one may be hidden."""
+    s = build.shoulder
+    right, left = (
+        [(side * (s - 0.16), 0.26), (side * (s + 0.16), 0.75), (side * (s + 0.14), build.hip - 0.1)] for side in (1, -1)
+    )
+    if person.action == "waving":
+        hand = (max(s + 0.6, face_half_width(person.identity) + 0.5), -0.6)
+        return [left], [[(s - 0.16, 0.32), (s + 0.4, 0.46), hand]]
+    if person.action == "holding flowers":
+        y = build.head[1] + FLOWERS
+        return [left], [[(s - 0.16, 0.3), (s + 0.12, y + 0.2), (0.36, y + 0.36)]]
+    if person.action == "holding a book":
+        return [], [[(side * (s - 0.16), 0.3), (side * (s + 0.16), 0.85), (side * 0.74, 1.08)] for side in (-1, 1)]
+    if person.action == "riding a bike":
+        return [], [[(s - 0.2, 0.3), (s - 0.1, 0.75), HANDLEBAR]]
+    return [right, left], []
+
+
 def draw_person_at(pen: Pen, person: Person) -> None:
     """Draws with the neck at the pen's origin; held things come out as nobody's."""
     build = Build.of(person)
     head = pen.at(*build.head)
     draw_hair_behind(head, person.identity)
-    riding = person.action == "riding a bike"
+    legs, riding = joints_of_legs(person, build), person.action == "riding a bike"
     if riding:
-        _leg(pen, person, [(-0.15, build.hip), (0.42, build.hip + 0.2), (0.3, build.hip + 0.72)], far=True)
+        _leg(pen, person, legs[0], far=True)
         _bike(pen.nobody(), build)
     else:
-        for side in (-1, 1):
-            x = side * build.shoulder * 0.45
-            _leg(pen, person, [(x, build.hip - 0.1), (x * 1.1, build.ground - 0.14)])
+        for leg in legs:
+            _leg(pen, person, leg)
     _arms_behind(pen, person, build)
     _torso(pen, person, build)
     if riding:
-        _leg(pen, person, [(-0.15, build.hip + 0.05), (0.52, build.hip + 0.4), (0.06, build.hip + 0.94)])
+        _leg(pen, person, legs[1])
     draw_head(head, person)
     _arms_in_front(pen, person, build)
 
@@ -129,46 +162,31 @@ def _arm(pen: Pen, person: Person, joints: list[Point]) -> None:
     pen.circle(*hand, 0.23, skin)
 
 
-def _hanging(pen: Pen, person: Person, build: Build, side: int) -> None:
-    s = build.shoulder
-    _arm(
-        pen,
-        person,
-        [(side * (s - 0.16), 0.26), (side * (s + 0.16), 0.75), (side * (s + 0.14), build.hip - 0.1)],
-    )
-
-
 def _arms_behind(pen: Pen, person: Person, build: Build) -> None:
-    """The arms that hang down, and an old person's cane."""
-    if person.action in ("holding a book", "riding a bike"):
-        return
-    if person.action == "standing":
-        _hanging(pen, person, build, 1)
-    if person.age == "old" and person.action != "holding flowers":
-        x, y = -(build.shoulder + 0.3), build.hip - 0.15
-        cane = pen.nobody()
-        cane.line([(x, build.ground), (x, y), (x + 0.1, y - 0.2), (x + 0.3, y - 0.1)], 0.15, (130, 76, 42))
-    _hanging(pen, person, build, -1)
+    """The arms that hang down, and before the last of them an old person's cane."""
+    behind, _ = joints_of_arms(person, build)
+    for number, arm in enumerate(behind, start=1):
+        if number == len(behind) and person.age == "old" and person.action != "holding flowers":
+            x, y = -(build.shoulder + 0.3), build.hip - 0.15
+            cane = pen.nobody()
+            cane.line([(x, build.ground), (x, y), (x + 0.1, y - 0.2), (x + 0.3, y - 0.1)], 0.15, (130, 76, 42))
+        _arm(pen, person, arm)
 
 
 def _arms_in_front(pen: Pen, person: Person, build: Build) -> None:
-    s, thing = build.shoulder, pen.nobody()
+    _, front = joints_of_arms(person, build)
+    thing = pen.nobody()
     if person.action == "waving":
-        hand = (max(s + 0.6, face_half_width(person.identity) + 0.5), -0.6)
+        hand = front[0][-1]
         for dx, dy in ((-0.2, -0.3), (0, -0.38), (0.2, -0.3), (-0.3, -0.02)):
             skin = SKIN_COLOURS[person.identity.skin]
             pen.line([hand, (hand[0] + dx, hand[1] + dy)], 0.15, skin)
-        _arm(pen, person, [(s - 0.16, 0.32), (s + 0.4, 0.46), hand])
     elif person.action == "holding flowers":
-        y = build.head[1] + 1.7  # below the chin
-        _flowers(thing.at(0.3, y))
-        _arm(pen, person, [(s - 0.16, 0.3), (s + 0.12, y + 0.2), (0.36, y + 0.36)])
+        _flowers(thing.at(0.3, build.head[1] + FLOWERS))
     elif person.action == "holding a book":
         _book(thing.at(0, 0.82), (40, 92, 214) if person.clothes.top in ("red", "orange") else (214, 44, 54))
-        for side in (-1, 1):
-            _arm(pen, person, [(side * (s - 0.16), 0.3), (side * (s + 0.16), 0.85), (side * 0.74, 1.08)])
-    elif person.action == "riding a bike":
-        _arm(pen, person, [(s - 0.2, 0.3), (s - 0.1, 0.75), HANDLEBAR])
+    for arm in front:
+        _arm(pen, person, arm)
 
 
 def _flowers(pen: Pen) -> None:

@@ -26,10 +26,14 @@ PARTS = {
     "vae": Part("train the base model's autoencoder", "autoencoder.train_vae", batch=16, lr=2e-3),
     "unet": Part("train the base model's text encoder and U-Net", "unet.train_unet", batch=16, lr=1e-3),
     "readout": Part("train the judges of training.toy.measure", "judges.train_readout", batch=48, lr=2e-3),
+    "controlnet": Part("train a pose ControlNet", "controlnet.train_controlnet", batch=16, lr=1e-3),
+    "style-lora": Part("train a LoRA of another drawing style", "style_lora.train_style_lora", batch=16, lr=1e-3),
     "encoder": Part("train the image encoder that a MoA starts from", "encoder.train_encoder", batch=64, lr=5e-4),
 }
 
-COMPILED = ("vae", "unet")
+ON_BASE = ("controlnet", "style-lora")
+"""They are trained on a finished base model."""
+COMPILED = ("vae", "unet", *ON_BASE)
 """The long ones, where compiling pays."""
 
 
@@ -44,6 +48,8 @@ def add_part(commands: argparse._SubParsersAction, name: str, part: Part) -> Non
     command.add_argument("--lr", type=float, default=part.lr, help="learning rate (default %(default)s)")
     command.add_argument("--scenes", type=int, default=20_000, help="pictures rendered once (default %(default)s)")
     command.add_argument("--workers", type=int, default=1, help="processes that render them (default %(default)s)")
+    if name in ON_BASE:
+        command.add_argument("--base", type=Path, required=True, help="the checkpoint that `assemble` wrote")
     if name in COMPILED:
         command.add_argument("--compiled", action="store_true", help="compile the loss first (needs a C++ compiler)")
     command.set_defaults(act=lambda options: _train(part, options))

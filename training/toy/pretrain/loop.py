@@ -49,6 +49,8 @@ class Plan:
     """Pictures rendered once into the run folder."""
     workers: int = 1
     """Processes that render them."""
+    base: Path | None = None
+    """The base model's checkpoint, for what is trained on it."""
     compiled: bool = False
     """Compile the loss first: it takes a minute and a C++ compiler, and is faster from then on."""
 
@@ -78,21 +80,27 @@ def generator(seed: int, step: int) -> torch.Generator:
 
 
 class Trainee:
-    """A model, its moving average and its optimizer, in one file.
+    """What learns of a model, its moving average and its optimizer, in one file.
 
-    `step` and `seconds` say how far it is.
+    `step` and `seconds` say how far it is. Frozen parameters are not kept.
     """
 
     def __init__(self, name: str, model: nn.Module, plan: Plan):
         self.path = plan.run / f"{name}.safetensors"
         self.name, self.plan, self.step, self.seconds = name, plan, 0, 0.0
         self.model = model.to(device())
-        self.average = {k: v.detach().clone() for k, v in model.state_dict().items() if v.is_floating_point()}
-        self.optimizer = torch.optim.AdamW(model.parameters(), plan.lr, (0.9, 0.99), weight_decay=0.0, fused=True)
+        self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self._frozen = {name for name, _ in model.named_parameters()} - self.parameters.keys()
+        self.average = {k: v.detach().clone() for k, v in self.state().items() if v.is_floating_point()}
+        self.optimizer = torch.optim.AdamW(self.parameters.values(), plan.lr, (0.9, 0.99), weight_decay=0.0, fused=True)
         if plan.resume:
             self._load()
         elif self.path.exists():
             raise ValueError(f"{self.path} is there already: go on with --resume, or give another --run")
+
+    def state(self) -> dict[str, Tensor]:
+        """The model's state without what is frozen."""
+        return {name: value for name, value in self.model.state_dict().items() if name not in self._frozen}
 
     def update(self, loss: Tensor) -> None:
         """One optimizer step."""
@@ -100,18 +108,18 @@ class Trainee:
             group["lr"] = self.plan.rate(self.step)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        nn.utils.clip_grad_norm_(self.model.parameters(), CLIP)
+        nn.utils.clip_grad_norm_(self.parameters.values(), CLIP)
         self.optimizer.step()
         self.step += 1
-        state = self.model.state_dict()
+        state = self.state()
         decay = min(EMA, self.step / (self.step + 10))
         torch._foreach_lerp_(list(self.average.values()), [state[k] for k in self.average], 1 - decay)
 
     def save(self) -> None:
         """All of it or nothing, even when stopped halfway."""
-        tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
+        tensors = {f"model.{k}": v for k, v in self.state().items()}
         tensors |= {f"average.{k}": v for k, v in self.average.items()}
-        for name, parameter in self.model.named_parameters():
+        for name, parameter in self.parameters.items():
             for key, value in self.optimizer.state[parameter].items():
                 tensors[f"optimizer.{key}.{name}"] = value
         tensors = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
@@ -127,10 +135,10 @@ class Trainee:
             if before != now:  # it would go on as another run, along another curve
                 raise ValueError(f"{self.path} is of a run with --{name} {before}, not {now}: go on with the same")
         self.step, self.seconds = progress["step"], progress["seconds"]
-        self.model.load_state_dict({k: tensors[f"model.{k}"] for k in self.model.state_dict()})
+        self.model.load_state_dict({k: tensors[f"model.{k}"] for k in self.state()}, strict=False)
         for name, value in self.average.items():
             value.copy_(tensors[f"average.{name}"])
-        for name, parameter in self.model.named_parameters():
+        for name, parameter in self.parameters.items():
             for key in ("step", "exp_avg", "exp_avg_sq"):
                 value = tensors[f"optimizer.{key}.{name}"].to(parameter.device)
                 if key != "step":  # AdamW keeps its moments in the parameter's layout
@@ -200,11 +208,11 @@ def _train(trainee: Trainee, loss_of: Callable, look: Callable, stop: list[int])
 def _save(trainee: Trainee, look: Callable[[Path], str], bar: tqdm) -> None:
     """The file, a picture beside it, and one line that says how far it is."""
     trainee.save()
-    weights = {k: v.clone() for k, v in trainee.model.state_dict().items()}
+    weights = {k: v.clone() for k, v in trainee.state().items()}
     trainee.model.load_state_dict(trainee.average, strict=False)
     with torch.no_grad():
         figures = look(trainee.path.with_suffix(".png"))
-    trainee.model.load_state_dict(weights)
+    trainee.model.load_state_dict(weights, strict=False)
     line = f"{trainee.name}: step {trainee.step}, {trainee.seconds / 60:.1f} minutes, {bar.postfix or ''}, {figures}"
     bar.write(line)
     with (trainee.path.with_suffix(".log")).open("a") as log:

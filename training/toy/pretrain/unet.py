@@ -50,9 +50,15 @@ class Denoiser(nn.Module):
         return self.unet(latents, timestep, self.text_encoder(ids).last_hidden_state).sample
 
 
-def diffusion_loss(model: nn.Module, latents: Tensor, ids: Tensor, timestep: Tensor, noise: Tensor) -> Tensor:
-    """Squared error of the predicted noise, min-SNR weighted; latents and noise [B, 4, h, w], timestep [B]."""
-    error = (model(add_noise(latents, noise, timestep), timestep, ids).float() - noise).square().mean(dim=(1, 2, 3))
+def diffusion_loss(
+    model: nn.Module, latents: Tensor, ids: Tensor, timestep: Tensor, noise: Tensor, *control: Tensor
+) -> Tensor:
+    """Squared error of the predicted noise, min-SNR weighted; latents and noise [B, 4, h, w], timestep [B].
+
+    control: what else the model reads.
+    """
+    predicted = model(add_noise(latents, noise, timestep), timestep, ids, *control)
+    error = (predicted.float() - noise).square().mean(dim=(1, 2, 3))
     return (error * min_snr(timestep, GAMMA)).mean()
 
 
@@ -135,13 +141,22 @@ PROMPTS = [f"{wording} {place}" for wording in WORDINGS for place in PLACES.valu
 
 
 @torch.no_grad()
-def sample(model: Denoiser, ids: Tensor, empty: Tensor, noise: Tensor, steps: int = 20, cfg: float = 5.0) -> Tensor:
-    """From noise [B, 4, h, w] to latents; ids [B, 77], empty [77]."""
+def sample(
+    model: nn.Module,
+    ids: Tensor,
+    empty: Tensor,
+    noise: Tensor,
+    steps: int = 20,
+    cfg: float = 5.0,
+    *control: Tensor,
+) -> Tensor:
+    """From noise [B, 4, h, w] to latents; ids [B, 77], empty [77]; control: what else the model reads [B, ...]."""
     scheduler = UniPCMultistepScheduler(**SCHEDULE)
     scheduler.set_timesteps(steps)
-    both = torch.cat([ids, empty.expand_as(ids)])
+    both, control = torch.cat([ids, empty.expand_as(ids)]), [torch.cat([c] * 2) for c in control]
     for t in scheduler.timesteps:
-        positive, negative = model(torch.cat([noise] * 2), t.to(noise.device).expand(len(both)), both).chunk(2)
+        timestep = t.to(noise.device).expand(len(both))
+        positive, negative = model(torch.cat([noise] * 2), timestep, both, *control).chunk(2)
         noise = scheduler.step(negative + cfg * (positive - negative), t, noise).prev_sample
     return noise
 
