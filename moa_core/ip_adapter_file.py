@@ -10,11 +10,13 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from .address import BlockShape
 from .image_mixture import ImageMixture
 from .image_tokens import POOLED, ImageTokens, image_tokens
+from .whole_file import whole
 
 FITTING = "ip-adapter_sd15, ip-adapter_sd15_light, ip-adapter-plus(-face)_sd15, ip-adapter-full-face_sd15"
 """Files that this pack reads."""
@@ -60,6 +62,17 @@ def load_ip_adapter(path: str | os.PathLike, operations: Any = nn, dtype: torch.
             f"): it is damaged or of a new kind. Download it again, or use one of {FITTING}"
         ) from error
     return IPAdapter(mixture, projector)
+
+
+def save_ip_adapter(adapter: IPAdapter, path: str | os.PathLike, dtype: torch.dtype = torch.float16) -> None:
+    """Write an IP-Adapter file, whole or not at all."""
+    weights = {f"image_proj.{name}": weight for name, weight in adapter.projector.state_dict().items()}
+    for place, layer in enumerate(adapter.mixture.layers):
+        for kind, projection in (("k", layer.to_k), ("v", layer.to_v)):
+            weights[f"ip_adapter.{2 * place + 1}.to_{kind}_ip.weight"] = projection.weight
+    stored = {name: weight.detach().to("cpu", dtype).contiguous() for name, weight in weights.items()}
+    with whole(Path(path)) as unfinished:
+        save_file(stored, unfinished, {"format": "pt"})
 
 
 def vision_model(projector: ImageTokens) -> str:

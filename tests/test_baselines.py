@@ -7,11 +7,18 @@ import pytest
 import torch
 from toy_run import config
 
+from moa_core.binding import Binding
+from moa_core.image_mixture import ImageRun
+from moa_core.ip_adapter_file import load_ip_adapter
+from moa_core.rows import Row
+from moa_core.subject import Subject
+from moa_core.subject_area import View
 from moa_core.unet_call import BoundTokens
 from toy_world import shape
 from training.finetune.methods import METHODS
 from training.finetune.model import build, trained
 from training.finetune.optimizer import learning_rate
+from training.host.prior import prior_of
 from training.toy.comparison import CONTENDERS, compare, configuration, train_row
 from training.toy.results import HEADINGS, report
 
@@ -103,6 +110,33 @@ def test_the_ip_adapter_adds_to_a_frozen_prior_and_knows_no_words(toy):
         if "to_v" in name and parameter.requires_grad:
             parameter.data.zero_()
     torch.testing.assert_close(setting.predict(setting.people(0, 1)), setting.prior())
+
+
+def test_the_ip_adapter_is_written_as_its_files_are_and_adds_the_same_where_a_person_is(toy, tmp_path):
+    """With an area that is the whole picture, MoA From IP-Adapter's kind of MoA does what was trained."""
+    setting = Setting(toy, "ip_adapter")
+    random = torch.Generator().manual_seed(2)
+    for name, parameter in setting.model.named_parameters():
+        if parameter.requires_grad and not name.startswith("image_encoder."):
+            stirred = parameter + 0.2 * torch.randn(parameter.shape, generator=random)
+            parameter.data = stirred.half().to(parameter)
+    METHODS["ip_adapter"].save(setting.moa, tmp_path / "ip-adapter.safetensors")
+    adapter = load_ip_adapter(tmp_path / "ip-adapter.safetensors")
+    assert adapter.projector.reads == "image_embeds"
+    with torch.no_grad():
+        tokens = adapter.projector.double()(setting.features[:1])
+        adapter.mixture.negative = adapter.projector(torch.zeros_like(setting.features[:1]))[0]
+    subject = Subject(tokens.flatten(1), "man", "man", area=torch.ones(1, 16, 16))
+    blocks = setting.moa.config.blocks
+    run = ImageRun(adapter.mixture.double(), [subject], 1, (16, 16), [700.0], 1.0, blocks, True)
+    rows = [Row(View(0), (Binding(3, subject),), 77, True), Row(View(0), (), 77, False)]
+    unet = setting.model.unet
+    with torch.no_grad():
+        call = run.call(rows, 700.0, setting.inputs[0], setting.context, setting.inputs[1], prior_of(unet.unet))
+        routed = unet.run(*setting.inputs, setting.context, call)
+    one = BoundTokens(torch.tensor([0]), torch.tensor([3]), setting.features[:1])
+    torch.testing.assert_close(routed, setting.predict(one))
+    assert (routed - setting.prior()).abs().amax(dim=(1, 2, 3)).min() > 1e-2
 
 
 def test_without_spacetime_a_subject_is_the_same_in_every_layer_and_timestep(toy):

@@ -130,9 +130,9 @@ class Run:
     """Where it goes, and how."""
 
     out: str
-    """Folder for checkpoints, contact sheets, TensorBoard and the MoA file."""
+    """Folder for checkpoints, contact sheets, TensorBoard and the file that the nodes load."""
     file: str = "moa.safetensors"
-    """Name of the MoA file in it."""
+    """Its name: a MoA, or for the method `ip_adapter` an IP-Adapter."""
     seed: int = 0
     precision: Literal["float32", "bf16"] = "bf16"
     """Not in Table 1. On a CPU float32 is faster."""

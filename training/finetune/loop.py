@@ -11,7 +11,6 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from moa_core.moa_file import save_moa
 from training.config import Config
 from training.data.latents import check_latents, latents_of
 from training.data.loader import batches, first_of_test_set
@@ -26,7 +25,7 @@ from training.host.pipeline import MoAPipeline
 
 
 def train(config: Config, resume: Path | None = None) -> None:
-    """Train to the config's last step, or until SIGTERM; checkpoint and MoA file are written either way."""
+    """Train to the config's last step, or until SIGTERM; checkpoint and the nodes' file are written either way."""
     run, optim = config.run, config.optimizer
     accelerator = Accelerator(
         mixed_precision="bf16" if run.precision == "bf16" else "no",
@@ -61,8 +60,8 @@ def train(config: Config, resume: Path | None = None) -> None:
             save_checkpoint(
                 out / "checkpoints", parameters, optimizer, {"step": step, "config": config.to_dict()}, run.keep
             )
-            if METHODS[config.model.method].saves_moa:
-                save_moa(moa, out / run.file)
+            if write := METHODS[config.model.method].save:
+                write(moa, out / run.file)
 
     with stop_on_signal() as stop:
         seconds, first = 0.0, step
@@ -96,7 +95,7 @@ def train(config: Config, resume: Path | None = None) -> None:
         save()
         writer.close()
         bar.close()
-        print(f"{'finished' if step >= optim.steps else 'stopped'} at step {step}; MoA file: {out / run.file}")
+        print(f"{'finished' if step >= optim.steps else 'stopped'} at step {step}; {out / run.file}")
     accelerator.end_training()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,8 +14,11 @@ from torch import Tensor, nn
 from moa_core.address import Address
 from moa_core.expert import Expert
 from moa_core.image_expert import ImageExpert, PriorAttention
+from moa_core.image_mixture import ImageMixture, file_order
 from moa_core.image_tokens import PooledTokens
+from moa_core.ip_adapter_file import IPAdapter, save_ip_adapter
 from moa_core.moa import ATTENTIONS, MoA
+from moa_core.moa_file import save_moa
 from moa_core.moa_layer import MoALayer
 from moa_core.unet_call import UNetCall
 from training.finetune.watched_call import WatchedCall
@@ -33,8 +37,8 @@ class Method:
     """Turns a fresh MoA into the method and freezes what does not belong to it."""
     training_call: type[UNetCall] = WatchedCall
     sampling_call: type[UNetCall] = UNetCall
-    saves_moa: bool = True
-    """Whether what it learns is a MoA file."""
+    save: Callable[[MoA, Path], None] | None = save_moa
+    """Writes what it has learnt as a file that the nodes load; None: there is no such file."""
 
 
 def _without_spacetime(moa: MoA) -> None:
@@ -103,6 +107,23 @@ class Decoupled(nn.Module):
         return self.image(h, tokens, PriorAttention(self.to_q, self.image.to_k, self.to_out[0], self.heads), seen)
 
 
+def _save_ip_adapter(moa: MoA, path: Path) -> None:
+    save_ip_adapter(as_ip_adapter(moa), path)
+
+
+def as_ip_adapter(moa: MoA) -> IPAdapter:
+    """What `ip_adapter` has learnt, as MoA From IP-Adapter uses it: routed by words."""
+    tokens: PooledTokens = moa.mixture.subject_prompt
+    blocks = moa.config.blocks
+    order = file_order(blocks)
+    mixture = ImageMixture([blocks[address] for address in order], tokens.count)
+    for layer, address in zip(mixture.layers, order, strict=True):
+        layer.load_state_dict(moa.mixture.layer(address, "attn2").expert.image.state_dict())
+    with torch.no_grad():
+        mixture.negative = tokens(tokens.proj.weight.new_zeros(1, moa.config.feature_dim))[0]
+    return IPAdapter(mixture, tokens)
+
+
 class UnroutedImageCall(WatchedCall):
     """Adds attention to image tokens to the prior's cross-attention. No word is bound, and nothing is routed."""
 
@@ -134,7 +155,7 @@ METHODS = {
     "moa": Method(lambda moa: None),
     "moa_without_spacetime": Method(_without_spacetime),
     "cross_attention": Method(_finetune_in_place("attn2")),
-    "fastcomposer": Method(_fastcomposer, sampling_call=LateCall, saves_moa=False),
-    "ip_adapter": Method(_decouple, UnroutedImageCall, UnroutedImageCall, saves_moa=False),
+    "fastcomposer": Method(_fastcomposer, sampling_call=LateCall, save=None),
+    "ip_adapter": Method(_decouple, UnroutedImageCall, UnroutedImageCall, _save_ip_adapter),
 }
 """By the names of `model.method` (training/config.py)."""

@@ -1,4 +1,4 @@
-"""What a run has learnt, ready to sample: any method, also those that write no MoA file."""
+"""What a run has learnt, ready to sample: any method, also those that write no file for the nodes."""
 
 from __future__ import annotations
 
