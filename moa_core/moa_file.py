@@ -12,25 +12,18 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from .file_error import FileError, short, unreadable
 from .moa import MoA, MoAConfig
 from .whole_file import whole
 
 FORMAT = "moa"
 FORMAT_VERSION = "1"
 
-
-LONGEST_SENTENCE = 300
-"""Characters of a refusal: it must be read in a dialog, whatever a damaged file holds."""
 STORED_AS = (torch.float16, torch.bfloat16, torch.float32)
 
 
-class MoAFileError(ValueError):
-    """A sentence for the user: the file, what was expected, what was found, what to do."""
-
-    def __init__(self, file: str, problem: str, advice: str):
-        """The sentence `'<file>' <problem>: <advice>`; of a problem that goes on and on the end is left out."""
-        room = max(40, LONGEST_SENTENCE - len(f"'{file}' : {advice}"))
-        super().__init__(f"'{file}' {_short(problem, room)}: {advice}")
+class MoAFileError(FileError):
+    """Why a MoA file is refused."""
 
 
 def save_moa(moa: MoA, path: str | os.PathLike, dtype: torch.dtype = torch.float16) -> None:
@@ -78,10 +71,7 @@ def _read(path: Path) -> tuple[MoAConfig, dict[str, Tensor]]:
         raise MoAFileError(str(path), "does not exist", "put the MoA file into ComfyUI's models/moa folder") from None
     except (SafetensorError, OSError) as error:
         raise MoAFileError(
-            path.name,
-            f"cannot be read as a .safetensors file: it has {path.stat().st_size:,} bytes and is damaged, cut short or "
-            f"of another kind ({_short(str(error), 80)})",
-            "compare with the page it came from and download it again",
+            path.name, unreadable(path, error), "compare with the page it came from and download it again"
         ) from error
 
 
@@ -111,7 +101,7 @@ def _config(path: Path, metadata: dict[str, str], tensors: int) -> MoAConfig:
     except Exception as error:  # whatever torch and transformers raise for sizes that make no sense
         raise MoAFileError(
             path.name,
-            f"has a damaged configuration in its metadata ({type(error).__name__}: {_short(str(error), 120)})",
+            f"has a damaged configuration in its metadata ({type(error).__name__}: {short(str(error), 120)})",
             "download the file again",
         ) from error
 
@@ -120,7 +110,7 @@ def _check(path: Path, moa: MoA, weights: dict[str, Tensor]) -> None:
     """Every weight is there, none is left over, all have the shapes that the configuration says, and are numbers."""
     expected = moa.state_dict()
     wrong = [f"{name} is missing" for name in expected.keys() - weights.keys()]
-    wrong += [f"{_short(name, 80)} is unknown" for name in weights.keys() - expected.keys()]
+    wrong += [f"{short(name, 80)} is unknown" for name in weights.keys() - expected.keys()]
     for name in expected.keys() & weights.keys():
         if weights[name].shape != expected[name].shape:
             found, wanted = list(weights[name].shape), list(expected[name].shape)
@@ -131,12 +121,6 @@ def _check(path: Path, moa: MoA, weights: dict[str, Tensor]) -> None:
         others = f" (and {len(wrong) - 1} more such)" if len(wrong) > 1 else ""
         raise MoAFileError(
             path.name,
-            f"does not hold the weights its configuration names: {_short(min(wrong), 150)}{others}",
+            f"does not hold the weights its configuration names: {short(min(wrong), 150)}{others}",
             "download the file again",
         )
-
-
-def _short(text: str, room: int) -> str:
-    """On one line of at most `room` characters."""
-    line = " ".join(text.split())
-    return line if len(line) <= room else line[: room - 1] + "…"

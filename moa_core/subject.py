@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+
+@dataclass(frozen=True)
+class EncoderId:
+    """Which image encoder made a subject's features; equal where they can be read alike, whatever the file's name."""
+
+    fingerprint: str
+    moa: str = field(compare=False)
+    """Name of the MoA it belongs to, for messages."""
 
 
 @dataclass(frozen=True, eq=False)  # told apart by identity: two people may share a word
@@ -20,6 +29,8 @@ class Subject:
     """How much of the reference comes through: 0 is the plain word, 1 as trained."""
     area: Tensor | None = None
     """[M, H, W] in 0..1: where in the picture the subject may appear, the n-th for the n-th picture; None: anywhere."""
+    encoder: EncoderId | None = None
+    """None: not known."""
 
     @property
     def variants(self) -> int:
@@ -48,6 +59,11 @@ def interpolate(a: Subject, b: Subject, amount: float, frames: int = 1, method: 
             f"subject_a has features of width {a.features.shape[-1]}, subject_b of {b.features.shape[-1]}: "
             "they come from different MoA files. Encode both with the same MoA"
         )
+    if a.encoder and b.encoder and a.encoder != b.encoder:
+        raise ValueError(
+            f"subject_a was encoded with '{a.encoder.moa}', subject_b with '{b.encoder.moa}', which has another image "
+            "encoder. Encode both with the same MoA"
+        )
     if frames > 1 and (a.variants > 1 or b.variants > 1):
         raise ValueError(
             f"subject_a has {a.variants} and subject_b {b.variants} variants already: set frames to 1, "
@@ -65,7 +81,7 @@ def interpolate(a: Subject, b: Subject, amount: float, frames: int = 1, method: 
     else:
         weight = torch.full_like(start[:, :1], amount)
     shown = a.weight + (b.weight - a.weight) * amount if frames == 1 else a.weight
-    return Subject(blend(start, end, weight), a.word, f"{a.name} - {b.name}", shown, a.area)
+    return Subject(blend(start, end, weight), a.word, f"{a.name} - {b.name}", shown, a.area, a.encoder)
 
 
 def _slerp(start: Tensor, end: Tensor, weight: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,3 +32,8 @@ def write_whole(path: Path, content: bytes) -> None:
     """All of it or nothing, even when stopped halfway."""
     with whole(path) as unfinished:
         unfinished.write_bytes(content)
+
+
+def is_unfinished(path: Path) -> bool:
+    """Whether this is a file of `whole` that was never ended: its process was killed, or is still writing."""
+    return re.match(rf"{UNFINISHED}-\d+-", path.name) is not None

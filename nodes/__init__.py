@@ -4,9 +4,11 @@ from comfy_api.latest import ComfyExtension, io
 
 from .folders import add_model_folders
 from .from_ip_adapter import MoAFromIPAdapter
+from .load_subject import MoALoadSubject
 from .loader import MoALoader
 from .patch_model import MoAPatchModel
 from .router_visualizer import MoARouterVisualizer
+from .save_subject import MoASaveSubject
 from .subject_encoder import MoASubjectEncoder
 from .subject_interpolate import MoASubjectInterpolate
 from .toy_family import register_toy_family
@@ -25,6 +27,8 @@ class MoAExtension(ComfyExtension):
             MoAPatchModel,
             MoARouterVisualizer,
             MoASubjectInterpolate,
+            MoASaveSubject,
+            MoALoadSubject,
             MoAToySubject,
         ]
 

@@ -1,4 +1,4 @@
-"""Where ComfyUI looks for MoA files, and for the toy models that come with the pack."""
+"""Where ComfyUI looks for MoA files and subjects, and for the toy models that come with the pack."""
 
 import os
 from pathlib import Path
@@ -6,16 +6,21 @@ from pathlib import Path
 import folder_paths
 
 SHIPPED = Path(__file__).resolve().parent.parent / "models"
+SUBJECTS = "moa_subjects"
+"""Folder of subject files, among the models and in the output folder."""
 
 
 def add_model_folders() -> None:
-    """Register models/moa, for .safetensors files alone, and after the user's folders those of the pack.
+    """Register models/moa and models/moa_subjects, for .safetensors files alone, and after the user's folders others.
 
-    The user's come first: there ComfyUI puts new files, and a file of the same name is taken from there.
+    Those are the pack's own, and where Save Subject writes. The user's come first: there ComfyUI puts new files, and a
+    file of the same name is taken from there.
     """
-    folder = os.path.join(folder_paths.models_dir, "moa")
-    paths, _ = folder_paths.folder_names_and_paths.get("moa", ([], set()))
-    folder_paths.folder_names_and_paths["moa"] = ([*(p for p in paths if p != folder), folder], {".safetensors"})
+    for kind in ("moa", SUBJECTS):
+        folder = os.path.join(folder_paths.models_dir, kind)
+        paths, _ = folder_paths.folder_names_and_paths.get(kind, ([], set()))
+        folder_paths.folder_names_and_paths[kind] = ([*(p for p in paths if p != folder), folder], {".safetensors"})
+    folder_paths.add_model_folder_path(SUBJECTS, saved_subjects())
     # The folder that other packs for IP-Adapters use: theirs and their kinds of file stay. A .bin is shown, so that the
     # node can say how to make a .safetensors of it.
     own = os.path.join(folder_paths.models_dir, "ipadapter")
@@ -24,3 +29,8 @@ def add_model_folders() -> None:
     folder_paths.folder_names_and_paths["ipadapter"] = (known, set(kinds) | {".safetensors", ".bin"})
     for kind in ("checkpoints", "moa"):
         folder_paths.add_model_folder_path(kind, str(SHIPPED / kind))
+
+
+def saved_subjects() -> str:
+    """Where Save Subject writes."""
+    return os.path.join(folder_paths.get_output_directory(), SUBJECTS)

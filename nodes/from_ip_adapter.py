@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import comfy.clip_vision
 import comfy.model_management as mm
@@ -15,10 +16,12 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..moa_core.address import Address, BlockShape
+from ..moa_core.fingerprint import fingerprint
 from ..moa_core.image_mixture import ImageRun
 from ..moa_core.image_tokens import GRID
 from ..moa_core.ip_adapter_file import IPAdapter, load_ip_adapter, vision_model
-from ..moa_core.reference import check_size, square_crop
+from ..moa_core.reference import MARGIN, MEAN, check_size, square_crop
+from ..moa_core.subject import EncoderId
 from ..moa_core.trace import TIMESTEPS
 from .sockets import CATEGORY, MOA, SEARCHED
 
@@ -43,6 +46,13 @@ class LoadedIPAdapter:
     @property
     def shapes(self) -> list[BlockShape]:
         return self.adapter.mixture.shapes
+
+    @cached_property
+    def encoder(self) -> EncoderId:
+        vision, projector = self.clip_vision, self.adapter.projector
+        statistics = {"size": vision.image_size, "mean": vision.image_mean, "std": vision.image_std}
+        settings = {**statistics, "projector": type(projector).__name__, "margin": MARGIN, "around": MEAN}
+        return EncoderId(fingerprint(settings, projector, vision.model), self.name)
 
     def fits(self, blocks: Mapping[Address, BlockShape]) -> bool:
         return self.adapter.mixture.fits(blocks)

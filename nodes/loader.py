@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import comfy.model_management as mm
 import comfy.ops
@@ -14,9 +15,11 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..moa_core.address import Address, BlockShape
+from ..moa_core.fingerprint import fingerprint
 from ..moa_core.moa import MoA
 from ..moa_core.moa_file import load_moa
-from ..moa_core.reference import prepare_reference
+from ..moa_core.reference import MARGIN, MEAN, STD, prepare_reference
+from ..moa_core.subject import EncoderId
 from ..moa_core.unet_call import LearnedRun
 from .sockets import CATEGORY, MOA, SEARCHED
 
@@ -47,6 +50,11 @@ class LoadedMoA:
     @property
     def timesteps(self) -> int:
         return self.moa.config.timesteps
+
+    @cached_property
+    def encoder(self) -> EncoderId:
+        settings = {"model": self.moa.config.image_encoder, "margin": MARGIN, "mean": MEAN, "std": STD}
+        return EncoderId(fingerprint(settings, self.moa.image_encoder), self.name)
 
     def fits(self, blocks: Mapping[Address, BlockShape]) -> bool:
         return self.moa.config.blocks == blocks

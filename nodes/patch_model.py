@@ -7,6 +7,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
 from ..moa_core.address import BlockShape
+from ..moa_core.subject import Subject
 from .clip_binding import bind_subjects, clip_l_tokenizer
 from .from_ip_adapter import LoadedIPAdapter
 from .loader import LoadedMoA
@@ -113,12 +114,7 @@ class MoAPatchModel(io.ComfyNode):
         _check_fit(model, clip, moa)
         chosen = [subject for _, subject in sorted((subjects or {}).items()) if subject is not None]
         for number, subject in enumerate(chosen):
-            if subject.features.shape[-1] != moa.feature_dim:
-                raise ValueError(
-                    f"MoA Patch Model: subject{number} ('{subject.name}') has features of width "
-                    f"{subject.features.shape[-1]}, '{moa.name}' reads {moa.feature_dim}. "
-                    "Encode it with the same MoA"
-                )
+            _check_subject(f"subject{number} ('{subject.name}')", subject, moa)
         text.say([] if chosen else [NO_SUBJECT])
         patched = model.clone()
         if strength > 0.0:
@@ -141,6 +137,21 @@ def _check_fit(model: ModelPatcher, clip: comfy.sd.CLIP, moa: LoadedMoA | Loaded
         raise ValueError(
             f"MoA Patch Model: the CLIP is a {type(clip.cond_stage_model).__name__}, but {moa.base} has one CLIP-L "
             "text encoder. Connect the CLIP of the same checkpoint as the MODEL"
+        )
+
+
+def _check_subject(which: str, subject: Subject, moa: LoadedMoA | LoadedIPAdapter) -> None:
+    """Raises a ValueError that names both MoAs where another image encoder than this one's made the subject."""
+    if subject.encoder is not None and subject.encoder != moa.encoder:
+        raise ValueError(
+            f"MoA Patch Model: {which} was encoded with '{subject.encoder.moa}', and the '{moa.name}' connected here "
+            f"has another image encoder. Encode the person's picture with '{moa.name}', or load "
+            f"'{subject.encoder.moa}' instead"
+        )
+    if subject.features.shape[-1] != moa.feature_dim:
+        raise ValueError(
+            f"MoA Patch Model: {which} has features of width {subject.features.shape[-1]}, '{moa.name}' reads "
+            f"{moa.feature_dim}. Encode it with the same MoA"
         )
 
 

@@ -110,7 +110,7 @@ class MoASubjectEncoder(io.ComfyNode):
                 f"Subject Encoder: the features of '{word}' hold NaN or infinite numbers. Either the picture does "
                 f"(connect another), or '{moa.name}' is damaged (download it again)"
             )
-        subject = Subject(feature, word, word, weight, _area(area))
+        subject = Subject(feature, word, word, weight, _area(area), moa.encoder)
         return io.NodeOutput(subject, ui=ui.PreviewImage(torch.stack(shown)))
 
 

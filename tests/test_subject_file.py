@@ -1,0 +1,177 @@
+"""The subject file: what is saved comes back to the bit, and a damaged file is refused in one sentence."""
+
+import json
+import struct
+
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load, save
+
+from moa_core.fingerprint import fingerprint
+from moa_core.subject import EncoderId, Subject, interpolate
+from moa_core.subject_file import SubjectFileError, load_subject, save_subject
+
+ENCODER = EncoderId("0123abcd", "moa-toy.safetensors")
+DAMAGED = "damaged_00001_.safetensors"
+
+
+def person(seed: int, word: str = "man", **others) -> Subject:
+    features = torch.randn(1, 64, generator=torch.Generator().manual_seed(seed))
+    return Subject(features, word, word, **{"encoder": ENCODER, **others})
+
+
+@pytest.fixture(scope="module")
+def morph() -> Subject:
+    """Everything that a subject can hold."""
+    return interpolate(person(1, weight=0.3, area=torch.rand(2, 8, 6)), person(2, "Frau Müller"), 0.5, 5, "slerp")
+
+
+def test_a_morph_with_its_weight_and_area_comes_back_to_the_bit(morph, tmp_path):
+    save_subject(morph, tmp_path / "morph.safetensors")
+    back = load_subject(tmp_path / "morph.safetensors")
+    assert back.variants == 5 and torch.equal(back.features, morph.features) and torch.equal(back.area, morph.area)
+    assert (back.word, back.name, back.weight) == ("man", "man - Frau Müller", 0.3)
+    assert back.encoder == ENCODER and back.encoder.moa == ENCODER.moa
+    save_subject(person(1), tmp_path / "plain.safetensors")
+    assert load_subject(tmp_path / "plain.safetensors").area is None
+
+
+def test_subjects_of_two_encoders_do_not_blend(morph):
+    other = person(3, encoder=EncoderId("4567", "moa-other.safetensors"))
+    with pytest.raises(ValueError, match=r"moa-toy\.safetensors.*moa-other\.safetensors.*same MoA"):
+        interpolate(person(1), other, 0.5)
+    assert interpolate(person(1), person(2, encoder=EncoderId(ENCODER.fingerprint, "renamed")), 0.5).encoder == ENCODER
+
+
+def test_what_nobody_could_read_again_is_not_saved(tmp_path):
+    with pytest.raises(ValueError, match="Encode it with Subject Encoder"):
+        save_subject(person(1, encoder=None), tmp_path / "unknown.safetensors")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_failed_save_leaves_the_old_file_and_nothing_else(morph, tmp_path, monkeypatch):
+    path = tmp_path / "morph.safetensors"
+    save_subject(morph, path)
+    before = path.read_bytes()
+
+    def disk_full(weights, file, metadata):
+        file.write_bytes(b"half")
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("moa_core.subject_file.save_file", disk_full)
+    with pytest.raises(OSError, match="No space left"):
+        save_subject(person(2), path)
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+
+
+def test_an_encoder_is_known_again_in_half_precision_and_told_from_any_other(stirred_moa):
+    encoder, crop = stirred_moa.image_encoder, {"size": 64}
+    own = fingerprint(crop, encoder)
+    weights = {name: weight.half() for name, weight in encoder.state_dict().items()}
+    halved = type(encoder)(stirred_moa.config.image_encoder).half()
+    assert fingerprint(crop, halved) != own  # random weights of its own
+    halved.load_state_dict(weights)
+    assert fingerprint(crop, halved) == fingerprint(crop, halved.float()) == own
+    assert fingerprint({"size": 65}, encoder) != own
+    (changed,) = encoder.last_layers(1)[-1].parameters()
+    before = changed.detach().clone()
+    changed.data *= 1.01  # as little as a short training
+    assert fingerprint(crop, encoder) != own
+    changed.data.copy_(before)
+    assert fingerprint(crop, encoder) == own
+
+
+@pytest.fixture(scope="module")
+def whole(morph, tmp_path_factory) -> bytes:
+    """An undamaged subject file."""
+    path = tmp_path_factory.mktemp("whole") / "subject.safetensors"
+    save_subject(morph, path)
+    return path.read_bytes()
+
+
+@pytest.fixture(scope="module")
+def refusal(tmp_path_factory):
+    """What a file of these bytes is refused with; None if it is loaded. Always one sentence of 300 characters."""
+    path = tmp_path_factory.mktemp("damaged") / DAMAGED
+
+    def load_bytes(content: bytes) -> str | None:
+        path.write_bytes(content)
+        try:
+            subject = load_subject(path)
+        except SubjectFileError as error:
+            sentence = str(error)
+            assert f"'{DAMAGED}'" in sentence and len(sentence) <= 300 and len(sentence.splitlines()) == 1, sentence
+            return sentence
+        assert subject.features.isfinite().all() and subject.variants and subject.weight >= 0
+        return None
+
+    return load_bytes
+
+
+def header_size(content: bytes) -> int:
+    return 8 + struct.unpack("<Q", content[:8])[0]
+
+
+def metadata_of(content: bytes) -> dict[str, str]:
+    return json.loads(content[8 : header_size(content)])["__metadata__"]
+
+
+@given(st.data())
+@settings(max_examples=40)
+def test_a_file_cut_short_is_refused_in_one_sentence(whole, refusal, data):
+    assert refusal(whole[: data.draw(st.integers(0, len(whole) - 1))])
+
+
+@given(st.data())
+@settings(max_examples=150)
+def test_a_file_with_other_bytes_is_loaded_or_refused_in_one_sentence(whole, refusal, data):
+    content = bytearray(whole)
+    for place in data.draw(st.lists(st.integers(0, len(whole) - 1), min_size=1, max_size=4)):
+        content[place] = data.draw(st.integers(0, 255))
+    refusal(bytes(content))
+
+
+@given(st.data())
+@settings(max_examples=60)
+def test_a_file_with_other_tensors_is_refused_in_one_sentence(whole, refusal, data):
+    tensors = load(whole)
+    name = data.draw(st.sampled_from(sorted(tensors)))
+    tensor = tensors.pop(name)
+    change = data.draw(st.sampled_from(["rename", "reshape", "retype", "empty", "nan"]))
+    if change == "rename":
+        tensors[data.draw(st.text(max_size=400)) + "'"] = tensor
+    elif change == "reshape":
+        tensors[name] = tensor[None]
+    elif change == "retype":
+        kinds = [torch.int16, torch.bool, torch.float64, torch.complex64, torch.float16]
+        tensors[name] = tensor.to(data.draw(st.sampled_from(kinds)))
+    elif change == "empty":
+        tensors[name] = tensor[:0]
+    else:
+        tensors[name] = tensor * data.draw(st.sampled_from([float("nan"), float("inf")]))
+    assert refusal(save(tensors, metadata_of(whole)))
+
+
+@given(
+    st.sampled_from(["format", "format_version", "weight", "word", "moa", "image_encoder"]),
+    st.none() | st.text(max_size=1000),
+)
+@example("weight", "nan")
+@example("weight", "-1")
+@example("weight", "1e999")
+@settings(max_examples=60)
+def test_a_file_with_other_metadata_is_loaded_or_refused_in_one_sentence(whole, refusal, key, value):
+    metadata = {**metadata_of(whole), key: value}
+    sentence = refusal(save(load(whole), {k: v for k, v in metadata.items() if v is not None}))
+    assert sentence or (key not in ("format", "format_version") and value is not None)
+
+
+def test_other_files_are_told_by_their_kind(whole, refusal, tmp_path):
+    moa = save({"mixture": torch.zeros(1)}, {"format": "moa", "format_version": "1"})
+    assert "is no subject file: expected the format 'moa-subject' in its metadata, found 'moa'" in refusal(moa)
+    later = save(load(whole), {**metadata_of(whole), "format_version": "2"})
+    assert "has format version '2'" in refusal(later) and "update the pack" in refusal(later)
+    with pytest.raises(SubjectFileError, match=r"gone\.safetensors' does not exist.*models/moa_subjects"):
+        load_subject(tmp_path / "gone.safetensors")
