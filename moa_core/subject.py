@@ -54,15 +54,15 @@ def interpolate(a: Subject, b: Subject, amount: float, frames: int = 1, method: 
     frames > 1 gives that many variants from a to b, ends included, and does not use amount. method:
     "linear", or "slerp" for every feature vector along the arc. Raises ValueError where a and b do not fit.
     """
-    if a.features.shape[-1] != b.features.shape[-1]:
-        raise ValueError(
-            f"subject_a has features of width {a.features.shape[-1]}, subject_b of {b.features.shape[-1]}: "
-            "they come from different MoA files. Encode both with the same MoA"
-        )
     if a.encoder and b.encoder and a.encoder != b.encoder:
         raise ValueError(
             f"subject_a was encoded with '{a.encoder.moa}', subject_b with '{b.encoder.moa}', which has another image "
             "encoder. Encode both with the same MoA"
+        )
+    if a.features.shape[-1] != b.features.shape[-1]:
+        raise ValueError(
+            f"subject_a has features of width {a.features.shape[-1]}, subject_b of {b.features.shape[-1]}: "
+            "they come from different MoA files. Encode both with the same MoA"
         )
     if frames > 1 and (a.variants > 1 or b.variants > 1):
         raise ValueError(
