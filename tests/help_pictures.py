@@ -28,7 +28,11 @@ SIDE, GAP = 192, 6
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         base = make_base_directory(Path(folder))
-        for file in ("ipadapter/ip-adapter-plus-face_sd15.safetensors", "clip_vision/CLIP-ViT-H-14.safetensors"):
+        for file in (
+            "ipadapter/ip-adapter-plus-face_sd15.safetensors",
+            "clip_vision/CLIP-ViT-H-14.safetensors",
+            "moa_subjects/ann_00001_.safetensors",
+        ):
             (base / "models" / file).parent.mkdir(exist_ok=True)
             (base / "models" / file).touch()  # names for the widgets
         with Server(find_comfyui(), base) as server:
@@ -37,6 +41,8 @@ def main() -> None:
             load = f"async () => {{ await window.app.loadGraphData({workflow}) }}"
             save("MoALoader", graph(server, load, (750, 620)))
             save("MoAFromIPAdapter", graph(server, FROM_IP_ADAPTER, (860, 350)))
+            save("MoASaveSubject", graph(server, SAVE_SUBJECT, (820, 300)))
+            save("MoALoadSubject", graph(server, LOAD_SUBJECT, (600, 255)))
             save("MoAPatchModel", row([painter.paint(take)[0][0] for take in (PRIOR, WITH_A, WITH_B)]))
             save("MoASubjectInterpolate", row(painter.paint(MORPH)[0]))
             maps = painter.paint(WITH_A)[1].convert("RGB")
@@ -53,17 +59,30 @@ def references() -> list[np.ndarray]:
     return [np.asarray(picture), *((s * 255).byte().numpy() for s in shown)]
 
 
-FROM_IP_ADAPTER = """() => {
+EMPTY_GRAPH = """
     app.graph.clear();
     const add = (type, x, y) => {
         const node = LiteGraph.createNode(type); app.graph.add(node); node.pos = [x, y]; return node };
+    const slot = (patch) => patch.inputs.find(input => input.name.startsWith("subjects")).name;
+"""
+FROM_IP_ADAPTER = f"""() => {{ {EMPTY_GRAPH}
     const vision = add("CLIPVisionLoader", 30, 90), adapter = add("MoAFromIPAdapter", 330, 90);
     const photo = add("LoadImage", 30, 240), encoder = add("MoASubjectEncoder", 330, 240);
     const patch = add("MoAPatchModel", 650, 90);
     vision.connect(0, adapter, 0); adapter.connect(0, encoder, 0); photo.connect(0, encoder, 1);
-    const subjects = patch.inputs.find(input => input.name.startsWith("subjects")).name;
-    adapter.connect(0, patch, "moa"); encoder.connect(0, patch, subjects);
-}"""
+    adapter.connect(0, patch, "moa"); encoder.connect(0, patch, slot(patch));
+}}"""
+SAVE_SUBJECT = f"""() => {{ {EMPTY_GRAPH}
+    const moa = add("MoALoader", 30, 90), photo = add("MoAToySubject", 30, 200);
+    const encoder = add("MoASubjectEncoder", 330, 90), saved = add("MoASaveSubject", 650, 90);
+    moa.connect(0, encoder, "moa"); photo.connect(0, encoder, "image"); photo.connect(1, encoder, "mask");
+    encoder.connect(0, saved, 0); saved.widgets.find(w => w.name === "filename_prefix").value = "ann";
+}}"""
+LOAD_SUBJECT = f"""() => {{ {EMPTY_GRAPH}
+    const moa = add("MoALoader", 30, 90), loaded = add("MoALoadSubject", 30, 200);
+    const patch = add("MoAPatchModel", 400, 90);
+    moa.connect(0, patch, "moa"); loaded.connect(0, patch, slot(patch));
+}}"""
 
 
 def graph(server: Server, build: str, size: tuple[int, int]) -> Image.Image:
