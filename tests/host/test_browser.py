@@ -32,6 +32,9 @@ SHOWN = {
 def page(fresh_server):
     from playwright.sync_api import sync_playwright
 
+    settings = fresh_server.base / "user/default/comfy.settings.json"
+    settings.parent.mkdir(parents=True, exist_ok=True)
+    settings.write_text('{"Comfy.TutorialCompleted": true}')  # no welcome over the canvas
     with sync_playwright() as play:
         browser = play.chromium.launch(executable_path=find_browser(), args=["--no-sandbox", "--disable-gpu"])
         page = browser.new_page(viewport={"width": 1900, "height": 1000})
@@ -41,7 +44,6 @@ def page(fresh_server):
         page.goto(fresh_server.url)
         page.wait_for_function("() => window.LiteGraph?.registered_node_types?.MoAPatchModel", timeout=120_000)
         page.wait_for_timeout(2000)
-        page.keyboard.press("Escape")  # the welcome of a first start
         yield page
         browser.close()
 
