@@ -31,7 +31,7 @@ def package(tmp_path_factory):
 
 def test_a_user_downloads_what_the_nodes_need_and_the_readme_shows_and_nothing_else(package):
     files = package.namelist()
-    needed = {"__init__.py", "nodes", "moa_core", "toy_world", "models", "workflows", "web", "locales"}
+    needed = {"__init__.py", "nodes", "moa_core", "toy_world", "models", "workflows", "subgraphs", "web", "locales"}
     about = {"LICENSE", "README.md", "pyproject.toml", "requirements.txt", "docs"}
     assert {name.split("/")[0] for name in files} == needed | about
     shown = re.findall(r"!\[.*?\]\((.+?)\)", package.read("README.md").decode())
