@@ -7,6 +7,7 @@ import time
 import pytest
 from browser import find_browser
 from layout import fit, links_behind_nodes, nodes_on_nodes, smallest_note, unread_notes
+from test_blueprints import BLUEPRINTS, inside
 
 from toy_world.shape import IMAGE_SIZE
 from training.comfyui import NAME
@@ -155,6 +156,24 @@ def test_a_search_finds_the_nodes(page, word):
     assert found.count() >= 1
     page.keyboard.press("Escape")
     page.wait_for_timeout(300)
+
+
+@pytest.mark.parametrize("name", BLUEPRINTS)
+def test_a_blueprint_is_found_like_a_node_and_holds_its_own(page, name):
+    page.evaluate("() => app.graph.clear()")
+    page.evaluate("app.extensionManager.command.execute('Workspace.SearchBox.Toggle')")
+    page.get_by_placeholder("Add a node").fill(name)
+    page.get_by_role("option").filter(has_text=name).filter(visible=True).first.click()
+    page.wait_for_function("() => app.graph._nodes.length === 1 && app.graph._nodes[0].subgraph")
+    (outer,) = BLUEPRINTS[name]["nodes"]
+    shown = page.evaluate(
+        "() => { const [n] = app.graph._nodes; return {inputs: n.inputs.map(i => i.name),"
+        " outputs: n.outputs.map(o => o.name), nodes: n.subgraph.nodes.map(n => n.type).sort()} }"
+    )
+    assert shown["inputs"][: len(outer["inputs"])] == [slot["name"] for slot in outer["inputs"]]
+    assert shown["outputs"] == [slot["name"] for slot in outer["outputs"]]
+    assert shown["nodes"] == sorted(part["type"] for part in inside(name)["nodes"])
+    assert [c for c in page.complaints if any(name in c for name in OURS)] == []
 
 
 def test_the_help_of_every_node_is_a_page_with_a_picture(page, fresh_server, tmp_path):
