@@ -2,10 +2,10 @@
 
 import dataclasses
 import json
-import struct
 
 import pytest
 import torch
+from damaged_files import disk_full, header_size, metadata_of, refusal_by
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
@@ -61,11 +61,6 @@ def test_a_failed_save_leaves_the_old_file_and_nothing_else(stirred_moa, tmp_pat
     path = tmp_path / "moa.safetensors"
     save_moa(stirred_moa, path)
     before = path.read_bytes()
-
-    def disk_full(weights, file, metadata):
-        file.write_bytes(b"half")
-        raise OSError("No space left on device")
-
     monkeypatch.setattr("moa_core.moa_file.save_file", disk_full)
     with pytest.raises(OSError, match="No space left"):
         save_moa(stirred_moa, path)
@@ -77,7 +72,6 @@ def test_a_file_that_is_not_there(tmp_path):
         load_moa(tmp_path / "gone.safetensors")
 
 
-DAMAGED = "moa-damaged.safetensors"
 NUMBER = st.integers(-3, 3) | st.integers(-(2**70), 2**70) | st.floats(allow_nan=False)
 ANYTHING = st.none() | st.booleans() | NUMBER | st.text(max_size=400) | st.lists(NUMBER, max_size=3)
 
@@ -92,27 +86,8 @@ def whole(stirred_moa, tmp_path_factory) -> bytes:
 
 @pytest.fixture(scope="module")
 def refusal(tmp_path_factory):
-    """What a file of these bytes is refused with; None if it is loaded. Always one sentence of 300 characters."""
-    path = tmp_path_factory.mktemp("damaged") / DAMAGED
-
-    def load_bytes(content: bytes) -> str | None:
-        path.write_bytes(content)
-        try:
-            load_moa(path)
-        except MoAFileError as error:
-            sentence = str(error)
-            assert f"'{DAMAGED}'" in sentence and len(sentence) <= 300 and len(sentence.splitlines()) == 1, sentence
-            return sentence
-
-    return load_bytes
-
-
-def header_size(content: bytes) -> int:
-    return 8 + struct.unpack("<Q", content[:8])[0]
-
-
-def metadata_of(content: bytes) -> dict[str, str]:
-    return json.loads(content[8 : header_size(content)])["__metadata__"]
+    """What a file of these bytes is refused with; None if it is loaded."""
+    return refusal_by(load_moa, MoAFileError, tmp_path_factory.mktemp("damaged") / "moa-damaged.safetensors")
 
 
 @given(st.data())

@@ -1,10 +1,8 @@
 """The subject file: what is saved comes back to the bit, and a damaged file is refused in one sentence."""
 
-import json
-import struct
-
 import pytest
 import torch
+from damaged_files import disk_full, metadata_of, refusal_by
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load, save
@@ -14,7 +12,6 @@ from moa_core.subject import EncoderId, Subject, interpolate
 from moa_core.subject_file import SubjectFileError, load_subject, save_subject
 
 ENCODER = EncoderId("0123abcd", "moa-toy.safetensors")
-DAMAGED = "damaged_00001_.safetensors"
 
 
 def person(seed: int, word: str = "man", **others) -> Subject:
@@ -55,11 +52,6 @@ def test_a_failed_save_leaves_the_old_file_and_nothing_else(morph, tmp_path, mon
     path = tmp_path / "morph.safetensors"
     save_subject(morph, path)
     before = path.read_bytes()
-
-    def disk_full(weights, file, metadata):
-        file.write_bytes(b"half")
-        raise OSError("No space left on device")
-
     monkeypatch.setattr("moa_core.subject_file.save_file", disk_full)
     with pytest.raises(OSError, match="No space left"):
         save_subject(person(2), path)
@@ -93,29 +85,13 @@ def whole(morph, tmp_path_factory) -> bytes:
 
 @pytest.fixture(scope="module")
 def refusal(tmp_path_factory):
-    """What a file of these bytes is refused with; None if it is loaded. Always one sentence of 300 characters."""
-    path = tmp_path_factory.mktemp("damaged") / DAMAGED
+    """What a file of these bytes is refused with; None if it is loaded."""
 
-    def load_bytes(content: bytes) -> str | None:
-        path.write_bytes(content)
-        try:
-            subject = load_subject(path)
-        except SubjectFileError as error:
-            sentence = str(error)
-            assert f"'{DAMAGED}'" in sentence and len(sentence) <= 300 and len(sentence.splitlines()) == 1, sentence
-            return sentence
+    def read(path):
+        subject = load_subject(path)
         assert subject.features.isfinite().all() and subject.variants and subject.weight >= 0
-        return None
 
-    return load_bytes
-
-
-def header_size(content: bytes) -> int:
-    return 8 + struct.unpack("<Q", content[:8])[0]
-
-
-def metadata_of(content: bytes) -> dict[str, str]:
-    return json.loads(content[8 : header_size(content)])["__metadata__"]
+    return refusal_by(read, SubjectFileError, tmp_path_factory.mktemp("damaged") / "damaged_00001_.safetensors")
 
 
 @given(st.data())
