@@ -31,7 +31,6 @@ class MoASaveSubject(io.ComfyNode):
                     tooltip="Name of the file in output/moa_subjects; a number follows. family/ann makes a folder.",
                 ),
             ],
-            outputs=[MOA_SUBJECT.Output(display_name="SUBJECT", tooltip="The same subject, for MoA Patch Model.")],
             is_output_node=True,
         )
 
@@ -52,4 +51,4 @@ class MoASaveSubject(io.ComfyNode):
         except ValueError as error:
             raise ValueError(f"Save Subject: {error}") from error
         folder = os.path.relpath(path.parent, folder_paths.get_output_directory())
-        return io.NodeOutput(subject, ui={"subjects": [ui.SavedResult(path.name, folder, io.FolderType.output)]})
+        return io.NodeOutput(ui={"subjects": [ui.SavedResult(path.name, folder, io.FolderType.output)]})
