@@ -18,6 +18,8 @@ from .subject import Subject
 from .word_router import WordReader, WordRouter, read_blocks
 
 _KINDS = ("input", "output", "middle")
+EVEN = 1e-4
+"""Shares of a pixel that differ by less are equal."""
 
 
 def file_order(blocks: Mapping[Address, BlockShape]) -> list[Address]:
@@ -142,12 +144,16 @@ class RowsPeople:
         mixture: ImageMixture,
         latents: Tensor,
     ) -> RowsPeople:
-        """shares: [S, P, h, w]; present: the subjects that negative rows stand opposite to."""
+        """shares: [S, P, h, w]; present: the subjects that negative rows stand opposite to.
+
+        Subjects that the router does not know come from a prompt that was encoded for other ones, and are nowhere.
+        """
         weight = torch.tensor([s.weight if s in present else 0.0 for s in router.subjects]).view(-1, 1, 1)
-        most = max((len(row.subjects) for row in rows if row.positive), default=1)
+        people = [[s for s in row.subjects if row.positive and router.number(s) is not None] for row in rows]
+        most = max(1, *map(len, people))
         size = tuple(latents.shape[2:])
-        tokens = torch.zeros(len(rows), max(most, 1), mixture.tokens, mixture.negative.shape[-1])
-        amounts = torch.zeros(len(rows), max(most, 1), *size)
+        tokens = torch.zeros(len(rows), most, mixture.tokens, mixture.negative.shape[-1])
+        amounts = torch.zeros(len(rows), most, *size)
         for number, row in enumerate(rows):
             if row.view.picture >= router.pictures or not row.view.fits(router.size, latents):
                 continue  # nothing is known of where this is
@@ -156,7 +162,7 @@ class RowsPeople:
                 tokens[number, 0] = mixture.negative
                 amounts[number, 0] = shown.sum(dim=0)
                 continue
-            for place, subject in enumerate(row.subjects):
+            for place, subject in enumerate(people[number]):
                 tokens[number, place] = subject.feature(row.view.picture).view_as(tokens[number, place])
                 amounts[number, place] = shown[router.number(subject)]
         return cls(tokens.flatten(1, 2).to(latents), amounts)
@@ -170,7 +176,9 @@ class RowsPeople:
     def _at(self, size: tuple[int, int]) -> tuple[PersonPixels | None, Tensor]:
         device, people = self.tokens.device, self.amounts.shape[1]
         shown = F.interpolate(self.amounts, size, mode="area").flatten(2)  # [B, S, N]
-        amount, person = shown.sum(dim=1), shown.argmax(dim=1)  # [B, N]
+        amount = shown.sum(dim=1)  # [B, N]
+        # Where two people have equal parts of a pixel the first has it, whatever the rounding.
+        person = (shown > shown.amax(dim=1, keepdim=True) - EVEN).int().argmax(dim=1)  # [B, N]
         asks = (amount > 0).float()
         most = int(asks.sum(dim=1).max())
         whole = amount.unflatten(1, size).to(device)

@@ -18,10 +18,15 @@ from .image_mixture import ImageMixture
 from .image_tokens import POOLED, ImageTokens, image_tokens
 from .whole_file import whole
 
-FITTING = "ip-adapter_sd15, ip-adapter_sd15_light, ip-adapter-plus(-face)_sd15, ip-adapter-full-face_sd15"
+FITTING = (
+    "ip-adapter_sd15, ip-adapter_sd15_light, ip-adapter-plus(-face)_sd15, ip-adapter-full-face_sd15 for SD 1.5, "
+    "ip-adapter_sdxl, ip-adapter_sdxl_vit-h, ip-adapter-plus(-face)_sdxl_vit-h for SDXL"
+)
 """Files that this pack reads."""
-SDXL_TEXT = 2048
-"""Width of SDXL's text embedding."""
+SDXL, SDXL_TEXT = "SDXL", 2048
+"""The family, and how wide its text embedding is."""
+KOLORS_RESAMPLER = 2048
+"""Inner width of the Resampler of Kolors, whose text is as wide as SDXL's; SDXL's Resamplers are 1280 wide inside."""
 _LAYER = re.compile(r"(\d+)\.to_([kv])_ip\.weight$")
 
 
@@ -35,6 +40,11 @@ class IPAdapter:
 
     mixture: ImageMixture
     projector: ImageTokens
+
+    @property
+    def family(self) -> str:
+        """The base family it is made for, as shown to the user."""
+        return SDXL if self.projector.dim == SDXL_TEXT else "SD 1.5"
 
 
 def load_ip_adapter(path: str | os.PathLike, operations: Any = nn, dtype: torch.dtype = torch.float32) -> IPAdapter:
@@ -105,8 +115,8 @@ def _refuse_others(path: Path, image: dict[str, Tensor], layers: dict[str, Tenso
         reason = "is a FaceID file, which needs the face embeddings of insightface"
     elif not image or not layers:
         reason = "is no IP-Adapter for a U-Net: expected weights named image_proj.* and ip_adapter.*"
-    elif any(w.shape[-1] == SDXL_TEXT for w in layers.values()):
-        reason = "is for SDXL (or Kolors), which this pack does not know yet"
+    elif "latents" in image and image["latents"].shape[-1] == KOLORS_RESAMPLER:
+        reason = "is for Kolors, which reads its prompts with another kind of text encoder"
     elif not all(_LAYER.match(name) for name in layers):
         reason = "is for another family of models (Flux, for example)"
     else:

@@ -27,10 +27,13 @@ world's pairs the right person had 0.80 of the pixels without it, 0.89 with half
 
 
 def read_blocks(blocks: Mapping[Address, BlockShape]) -> list[Address]:
-    """The blocks whose attention to words says best where they are: the decoder's widest, first to run.
+    """The blocks whose attention to words says best where they are: a quarter of the latents' size, early to answer.
 
-    For SD 1.5 these are output.3.0 to output.5.0, a quarter of the latents' size.
+    Of SD 1.5 the decoder's widest, output.3.0 to output.5.0; of SDXL, known by its stacks of transformers, all of the
+    middle and of output.1.
     """
+    if any(address.index > 0 for address in blocks):
+        return [address for address in blocks if (address.kind, address.block) in (("middle", 0), ("output", 1))]
     decoder = [address for address in blocks if address.kind == "output"]
     widest = max((blocks[address].dim for address in decoder), default=0)
     return [address for address in decoder if blocks[address].dim == widest]

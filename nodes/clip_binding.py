@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import comfy.sd
+import comfy.sd1_clip
+import comfy.sdxl_clip
 from torch import Tensor
 
 from ..moa_core.binding import BoundPrompt, bind
@@ -18,13 +20,15 @@ BOUND_PROMPT = "moa_bound_prompt"
 CHUNK = 77
 """Tokens that the text encoder reads at once."""
 CHUNKS_KNOWN = 1024
+Chunk = tuple[list, ...]
+"""The tokens of one chunk as each tower of the text encoder sees them: CLIP-L, and of SDXL CLIP-G as well."""
 
 
 @dataclass(frozen=True, eq=False)
 class NotedPrompt(BoundPrompt):
     """A bound prompt as a conditioning carries it: with its tokens, and with whom to ask for more."""
 
-    chunks: tuple[list, ...] = ()
+    chunks: tuple[Chunk, ...] = ()
     binder: Binder | None = None
 
     def grown_to(self, text: Tensor) -> BoundPrompt:
@@ -44,22 +48,31 @@ class Binder:
 
     def __init__(self, clip: comfy.sd.CLIP, subjects: Sequence[Subject]):
         """Raises ValueError for a word that holds nothing to bind to."""
-        self.tokenizer = clip_l_tokenizer(clip)
+        self.towers = [Tower(name, tokenizer) for name, tokenizer in text_towers(clip).items()]
         self.subjects = subjects
-        self.words = [self._word_ids(clip, subject.word) for subject in subjects]
-        self._known: OrderedDict[bytes, list] = OrderedDict()
+        self.words = [[tower.word_ids(clip, subject.word) for subject in subjects] for tower in self.towers]
+        self._known: OrderedDict[bytes, Chunk] = OrderedDict()
 
-    def chunks(self, tokens: dict[str, list]) -> list[list]:
-        """Of a tokenized prompt {"l": chunks of (token, weight)}: the tokens that the encoder will see."""
-        # An embedding of another width is dropped by the encoder, and what follows it moves up.
-        width = self.tokenizer.embedding_size
-        return [[t[0] for t in chunk if isinstance(t[0], int) or t[0].shape[-1] == width] for chunk in tokens["l"]]
+    def chunks(self, tokens: dict[str, list]) -> list[Chunk]:
+        """Of a tokenized prompt {"l": chunks of (token, weight)}: the tokens that the encoder will see.
 
-    def bind(self, chunks: Sequence[list]) -> NotedPrompt:
-        bound = bind(self._text(chunks), chunks, self.words, self.subjects, self._ends_word)
-        return NotedPrompt(bound.prompt, bound.bindings, tuple(chunks), self)
+        Of SDXL's towers ("l" and "g") the encoder leaves out what only one of them has.
+        """
+        return list(zip(*(tower.chunks(tokens) for tower in self.towers), strict=False))
 
-    def note(self, chunks: Sequence[list], text: Tensor) -> None:
+    def bind(self, chunks: Sequence[Chunk]) -> NotedPrompt:
+        """Both towers of SDXL number their tokens alike, unless they read different texts or embeddings: then a
+        subject has the word's places in either.
+        """
+        texts, bindings = [], []
+        for number, (tower, words) in enumerate(zip(self.towers, self.words, strict=True)):
+            own = [chunk[number] for chunk in chunks]
+            bound = bind(tower.text(own), own, words, self.subjects, tower.ends_word)
+            texts.append(bound.prompt)
+            bindings += bound.bindings
+        return NotedPrompt(" / ".join(dict.fromkeys(texts)), tuple(dict.fromkeys(bindings)), tuple(chunks), self)
+
+    def note(self, chunks: Sequence[Chunk], text: Tensor) -> None:
         """Remember that these chunks became this embedding [1, T, D]."""
         if text.shape[1] == CHUNK * len(chunks):
             for chunk, piece in zip(chunks, text.split(CHUNK, dim=1), strict=True):
@@ -67,13 +80,29 @@ class Binder:
         while len(self._known) > CHUNKS_KNOWN:
             self._known.popitem(last=False)
 
-    def recall(self, text: Tensor) -> list[list]:
+    def recall(self, text: Tensor) -> list[Chunk]:
         """The chunks that became this embedding [1, T, D]; blank ones for what is not known."""
-        blank = [self.tokenizer.pad_token] * CHUNK
+        blank = tuple([tower.tokenizer.pad_token] * CHUNK for tower in self.towers)
         return [self._known.get(_fingerprint(piece), blank) for piece in text.split(CHUNK, dim=1)]
 
-    def _word_ids(self, clip: comfy.sd.CLIP, word: str) -> list[int]:
-        chunk = clip.tokenize(word)["l"][0]
+
+@dataclass(frozen=True)
+class Tower:
+    """One of the text encoder's CLIP models, by the name its tokens have: "l" or "g"."""
+
+    name: str
+    tokenizer: comfy.sd1_clip.SDTokenizer
+
+    def chunks(self, tokens: dict[str, list]) -> list[list]:
+        """An embedding of another width is dropped by the encoder, and what follows it moves up."""
+        width = self.tokenizer.embedding_size
+        return [
+            [t[0] for t in chunk if isinstance(t[0], int) or t[0].shape[-1] == width] for chunk in tokens[self.name]
+        ]
+
+    def word_ids(self, clip: comfy.sd.CLIP, word: str) -> list[int]:
+        """Raises ValueError for a word that holds nothing to bind to."""
+        chunk = clip.tokenize(word)[self.name][0]
         ids = [token for token, *_ in chunk if isinstance(token, int) and self._is_text(token)]
         if not ids:
             raise ValueError(
@@ -82,14 +111,14 @@ class Binder:
             )
         return ids
 
-    def _ends_word(self, token: int) -> bool:
+    def ends_word(self, token: int) -> bool:
         return not self._is_text(token) or self.tokenizer.inv_vocab[token].endswith("</w>")
 
     def _is_text(self, token: int) -> bool:
         return token not in (self.tokenizer.start_token, self.tokenizer.end_token, self.tokenizer.pad_token)
 
-    def _text(self, chunks: Sequence[list]) -> str:
-        """The prompt as the encoder sees it, for messages."""
+    def text(self, chunks: Sequence[list]) -> str:
+        """The prompt as this tower sees it, for messages."""
         pieces = [
             self.tokenizer.inv_vocab[token] if isinstance(token, int) else "<embedding></w>"
             for chunk in chunks
@@ -130,10 +159,12 @@ def bind_subjects(clip: comfy.sd.CLIP, subjects: Sequence[Subject]) -> BindingCL
     return _with_binder(clip, Binder(clip, subjects))
 
 
-def clip_l_tokenizer(clip: comfy.sd.CLIP):
-    """The CLIP-L tokenizer of an SD 1.x CLIP; None for any other kind of text encoder."""
+def text_towers(clip: comfy.sd.CLIP) -> dict[str, comfy.sd1_clip.SDTokenizer]:
+    """The tokenizers of an SD 1.x or SDXL CLIP, by the names of their tokens; none for another kind of encoder."""
     tokenizer = clip.tokenizer
-    return getattr(tokenizer, "clip_l", None) if getattr(tokenizer, "clip", None) == "clip_l" else None
+    if isinstance(clip.cond_stage_model, comfy.sdxl_clip.SDXLClipModel):
+        return {"l": tokenizer.clip_l, "g": tokenizer.clip_g}
+    return {"l": tokenizer.clip_l} if getattr(tokenizer, "clip", None) == "clip_l" else {}
 
 
 def _with_binder(clip: comfy.sd.CLIP, binder: Binder) -> BindingCLIP:

@@ -36,8 +36,11 @@ class LoadedIPAdapter:
     mixture: ModelPatcher
     """The image experts: wanted beside the U-Net."""
 
-    base = "SD 1.5"
     timesteps = TIMESTEPS
+
+    @property
+    def base(self) -> str:
+        return self.adapter.family
 
     @property
     def feature_dim(self) -> int:
@@ -105,19 +108,22 @@ class MoAFromIPAdapter(io.ComfyNode):
             display_name="MoA From IP-Adapter",
             category=CATEGORY,
             description=(
-                "Uses an IP-Adapter for SD 1.5 as a MoA: each person's photo acts where the checkpoint draws that "
-                "person's word, and nowhere else. No masks to draw; several people, each their own."
+                "Uses an IP-Adapter for SD 1.5 or SDXL as a MoA: each person's photo acts where the checkpoint draws "
+                "that person's word, and nowhere else. No masks to draw; several people, each their own."
             ),
             search_aliases=["ipadapter", "photo", *SEARCHED],
             inputs=[
                 io.Combo.Input(
                     "ipadapter_name",
                     options=folder_paths.get_filename_list("ipadapter"),
-                    tooltip="A .safetensors file in models/ipadapter: ip-adapter_sd15, -plus_sd15, -plus-face_sd15, "
-                    "-full-face_sd15.",
+                    tooltip="A .safetensors file in models/ipadapter, for the family of your checkpoint. SD 1.5: "
+                    "ip-adapter_sd15, -plus_sd15, -plus-face_sd15, -full-face_sd15. SDXL: ip-adapter_sdxl, "
+                    "ip-adapter_sdxl_vit-h, -plus_sdxl_vit-h, -plus-face_sdxl_vit-h.",
                 ),
                 io.ClipVision.Input(
-                    "clip_vision", tooltip="From Load CLIP Vision: the model the IP-Adapter was made with, ViT-H."
+                    "clip_vision",
+                    tooltip="From Load CLIP Vision: the model the IP-Adapter was made with. ViT-H; for ip-adapter_sdxl "
+                    "alone ViT-bigG.",
                 ),
             ],
             outputs=[MOA.Output(tooltip="For Subject Encoder and MoA Patch Model.")],

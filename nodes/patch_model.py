@@ -7,8 +7,9 @@ from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
 from ..moa_core.address import BlockShape
+from ..moa_core.ip_adapter_file import SDXL
 from ..moa_core.subject import Subject
-from .clip_binding import bind_subjects, clip_l_tokenizer
+from .clip_binding import bind_subjects, text_towers
 from .from_ip_adapter import LoadedIPAdapter
 from .loader import LoadedMoA
 from .messages import Message, NodeText
@@ -131,12 +132,15 @@ def _check_fit(model: ModelPatcher, clip: comfy.sd.CLIP, moa: LoadedMoA | Loaded
     if not moa.fits(found):
         raise ValueError(
             f"MoA Patch Model: '{moa.name}' is for {moa.base} ({_describe(moa.shapes)}), but this MODEL is "
-            f"{family} ({_describe(list(found.values()))}). Load a {moa.base} checkpoint, or a MoA made for this one"
+            f"{family} ({_describe(list(found.values()))}). Load a checkpoint of {moa.base}, or a MoA or an IP-Adapter "
+            "made for this one"
         )
-    if clip_l_tokenizer(clip) is None:
+    towers = text_towers(clip)
+    if sum(tokenizer.embedding_size for tokenizer in towers.values()) != moa.shapes[0].context_dim:
         raise ValueError(
-            f"MoA Patch Model: the CLIP is a {type(clip.cond_stage_model).__name__}, but {moa.base} has one CLIP-L "
-            "text encoder. Connect the CLIP of the same checkpoint as the MODEL"
+            f"MoA Patch Model: the CLIP is a {type(clip.cond_stage_model).__name__}, but {moa.base} reads the text of "
+            f"{'CLIP-L and CLIP-G' if moa.base == SDXL else 'one CLIP-L'}. Connect the CLIP of the same checkpoint as "
+            "the MODEL"
         )
 
 

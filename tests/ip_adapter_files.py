@@ -5,10 +5,13 @@ from __future__ import annotations
 import torch
 
 
-def random_file(kind: str, shapes, dim: int, width: int = 48, seed: int = 0) -> dict[str, torch.Tensor]:
-    """Weights named and laid out as in ip-adapter_sd15, -plus_sd15 and -full-face_sd15.
+def random_file(
+    kind: str, shapes, dim: int, width: int = 48, seed: int = 0, hidden: int = 128
+) -> dict[str, torch.Tensor]:
+    """Weights named and laid out as in ip-adapter_sd15, -plus_sd15, -full-face_sd15, _sdxl and -plus_sdxl_vit-h.
 
-    shapes: of the cross-attentions in the file's order; dim: of the text; width: of what CLIP vision gives.
+    shapes: of the cross-attentions in the file's order; dim: of the text; width: of what CLIP vision gives; hidden: of
+    the Resampler of -plus.
     """
     random = torch.Generator().manual_seed(seed)
 
@@ -26,7 +29,6 @@ def random_file(kind: str, shapes, dim: int, width: int = 48, seed: int = 0) -> 
     elif kind == "full-face":
         image = linear("proj.0", width, width) | linear("proj.2", width, dim) | norm("proj.3", dim)
     else:
-        hidden = 128
         image = {"latents": matrix(1, 16, hidden)} | linear("proj_in", width, hidden)
         image |= linear("proj_out", hidden, dim) | norm("norm_out", dim)
         for layer in range(4):

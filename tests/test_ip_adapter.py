@@ -8,8 +8,9 @@ import torch
 from diffusers import UNet2DConditionModel
 from ip_adapter_files import random_file
 from safetensors.torch import save_file
+from sdxl import TINY, added_conditions, sdxl_unet
 
-from moa_core.address import block_shapes
+from moa_core.address import Address, block_shapes
 from moa_core.binding import Binding
 from moa_core.image_mixture import ImageRun, file_order
 from moa_core.ip_adapter_file import IPAdapterFileError, load_ip_adapter
@@ -17,6 +18,7 @@ from moa_core.rows import Row
 from moa_core.subject import Subject
 from moa_core.subject_area import View
 from toy_world.shape import TEXT_ENCODER
+from training.host import sd15
 from training.host.adapter import MoAUNet
 from training.host.prior import prior_of
 
@@ -54,6 +56,14 @@ def test_with_a_share_of_1_everywhere_it_is_the_ip_adapter_of_diffusers(tmp_path
     check_parity(tmp_path, unet, kind, strength)
 
 
+@pytest.mark.parametrize("kind", ["base", "plus"])
+def test_so_it_is_on_all_70_cross_attentions_of_sdxl_at_a_tenth_of_its_width(tmp_path, kind):
+    torch.manual_seed(0)
+    unet = sdxl_unet(**TINY)
+    assert len(block_shapes(unet.state_dict())) == 70
+    check_parity(tmp_path, unet, kind, 1.0)
+
+
 def test_so_it_is_on_all_16_cross_attentions_of_sd_15_at_a_tenth_of_its_width(tmp_path):
     torch.manual_seed(0)
     channels = (32, 64, 128, 128)
@@ -67,8 +77,8 @@ def test_so_it_is_on_all_16_cross_attentions_of_sd_15_at_a_tenth_of_its_width(tm
 @torch.no_grad()
 def check_parity(tmp_path, unet, kind: str, strength: float) -> None:
     """A positive and a negative row, both with a share of 1 everywhere, beside diffusers' load_ip_adapter."""
-    blocks = block_shapes(unet.state_dict())
-    weights = random_file(kind, [blocks[a] for a in file_order(blocks)], DIM)
+    blocks, width = block_shapes(unet.state_dict()), unet.config.cross_attention_dim
+    weights = random_file(kind, [blocks[a] for a in file_order(blocks)], width)
     adapter = load_ip_adapter(written(tmp_path, weights))
     theirs = copy.deepcopy(unet)
     theirs._load_ip_adapter_weights([diffusers_dict(weights)])
@@ -77,19 +87,19 @@ def check_parity(tmp_path, unet, kind: str, strength: float) -> None:
             processor.scale = [strength]
 
     random = torch.Generator().manual_seed(1)
-    latents, context = torch.randn(2, 4, 16, 16, generator=random), torch.randn(2, 77, DIM, generator=random)
-    timestep = torch.tensor([500.0, 500.0])
+    latents, context = torch.randn(2, 4, 16, 16, generator=random), torch.randn(2, 77, width, generator=random)
+    timestep, added = torch.tensor([500.0, 500.0]), added_conditions(2) if adapter.family == "SDXL" else {}
     picture, nobody = pictures(kind, 1), pictures(kind, 1) * (0 if kind == "base" else -0.5)
     embeds = torch.cat([picture, nobody])[:, None]  # one picture a row: the second row is the negative one's
-    expected = theirs(latents, timestep, context, added_cond_kwargs={"image_embeds": [embeds]}).sample
-    prior = unet(latents, timestep, context).sample
+    expected = theirs(latents, timestep, context, added_cond_kwargs={"image_embeds": [embeds], **added}).sample
+    prior = unet(latents, timestep, context, added_cond_kwargs=added).sample
 
     adapter.mixture.negative = adapter.projector(nobody)[0]
     person = Subject(adapter.projector(picture).flatten(1), "man", "man", area=torch.ones(1, 16, 16))
     rows = [Row(View(0), (Binding(3, person),), 77, True), Row(View(0), (), 77, False)]
     run = ImageRun(adapter.mixture, [person], 1, (16, 16), [500.0], strength, blocks, True)
     call = run.call(rows, 500.0, latents, context, timestep, prior_of(unet))
-    ours = MoAUNet(unet, adapter.mixture).run(latents, timestep, context, call)
+    ours = MoAUNet(unet, adapter.mixture).run(latents, timestep, context, call, added_cond_kwargs=added)
 
     effect = (expected - prior).abs().max()
     difference = ((ours - expected).abs().max() / effect).item()
@@ -126,12 +136,30 @@ def test_several_people_are_each_themselves_where_they_are_and_elsewhere_is_the_
     assert torch.equal(mixed[:, :, 5:11], at[:, :, 5:11]) and call.asked == 160
 
 
+def test_rounding_does_not_decide_whose_a_pixel_is_that_two_people_have_half_of(tmp_path, unet):
+    blocks = block_shapes(unet.state_dict())
+    adapter = load_ip_adapter(written(tmp_path, random_file("base", [blocks[a] for a in file_order(blocks)], DIM)))
+    tokens = adapter.projector(pictures("base", 2)).flatten(1)
+    masks = []
+    for more, less in ((1e-6, 0.0), (0.0, 1e-6)):
+        upper, lower = torch.zeros(1, 16, 16), torch.zeros(1, 16, 16)
+        upper[:, 8], lower[:, 9] = 0.5 + more, 0.5 + less  # of a row of pixels in layers half as large
+        people = [Subject(t[None], "man", "man", area=area) for t, area in zip(tokens, (upper, lower), strict=True)]
+        row = Row(View(0), tuple(Binding(n + 3, p) for n, p in enumerate(people)), 77, True)
+        run = ImageRun(adapter.mixture, people, 1, (16, 16), [500.0], 1.0, blocks, True)
+        context, timestep = torch.zeros(1, 77, DIM), torch.tensor([500.0])
+        call = run.call([row], 500.0, torch.zeros(1, 4, 16, 16), context, timestep, prior_of(unet))
+        masks.append(call.people.at((8, 8))[0].mask)
+    assert torch.equal(*masks) and masks[0].any()
+
+
 @pytest.mark.parametrize(
     ("change", "found"),
     [
         (lambda w: {n.replace("image_proj.proj.", "image_proj.proj.0."): v for n, v in w.items()}, "FaceID"),
         (lambda w: w | {"image_proj.perceiver_resampler.proj_in.weight": torch.zeros(2, 2)}, "FaceID"),
         (lambda w: w | {"ip_adapter.0.to_q_lora.down.weight": torch.zeros(2, 2)}, "FaceID"),
+        (lambda w: w | {"image_proj.latents": torch.zeros(1, 16, 2048)}, "Kolors"),
         (lambda w: w | {"ip_adapter.double_blocks.0.processor.weight": torch.zeros(2, 2)}, "Flux"),
         (lambda w: {n: v for n, v in w.items() if n.startswith("image")}, "expected weights named"),
         (lambda w: {n: v for n, v in w.items() if n != "ip_adapter.1.to_v_ip.weight"}, "1.to_v_ip.weight"),
@@ -157,13 +185,32 @@ def test_damaged_missing_and_pickled_files_say_what_to_do(tmp_path):
         load_ip_adapter(tmp_path / "old.bin")
 
 
-def test_a_file_numbers_its_layers_as_diffusers_numbers_attentions(toy_base):
-    """SD 1.5: encoder 1, 2, 4, 5, 7, 8, decoder 3 to 11, middle."""
+SD15_PLACES = {"input": (1, 2, 4, 5, 7, 8), "output": range(3, 12), "middle": (0,)}
+SDXL_PLACES = {"input": (4, 5, 7, 8), "output": range(6), "middle": (0,)}
+SDXL_SHALLOW = {("input", 4), ("input", 5), ("output", 3), ("output", 4), ("output", 5)}
+
+
+@pytest.mark.parametrize(
+    ("make", "places", "depth"),
+    [
+        (sd15.unet, SD15_PLACES, lambda kind, block: 1),
+        (sdxl_unet, SDXL_PLACES, lambda kind, block: 2 if (kind, block) in SDXL_SHALLOW else 10),
+    ],
+)
+def test_a_file_numbers_its_layers_as_diffusers_numbers_attentions(make, places, depth):
+    """Encoder, decoder, middle; each block's transformers in their order."""
     with torch.device("meta"):
-        unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768)
-    addresses = [str(address) for address in file_order(block_shapes(unet.state_dict()))]
-    encoder, decoder = [f"input.{n}.0" for n in (1, 2, 4, 5, 7, 8)], [f"output.{n}.0" for n in range(3, 12)]
-    assert addresses == [*encoder, *decoder, "middle.0.0"]
+        unet = make()
+    addresses = file_order(block_shapes(unet.state_dict()))
+    cross = [name for name in unet.attn_processors if ".attn2." in name]
+    assert addresses == [Address.from_diffusers(name, 2) for name in cross]
+    assert [str(address) for address in addresses] == [
+        f"{kind}.{block}.{index}"
+        for kind, blocks in places.items()
+        for block in blocks
+        for index in range(depth(kind, block))
+    ]
+    assert [address.to_diffusers(2) + ".attn2.processor" for address in addresses] == cross
 
 
 def test_a_subject_keeps_its_weight_and_area_through_a_copy():

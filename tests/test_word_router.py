@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from sdxl import sdxl_unet
 from test_moa_layer import HostReads
 
 from moa_core.address import block_shapes
@@ -19,6 +20,7 @@ from moa_core.word_router import WordReader, WordRouter, read_blocks
 from toy_world.draw import draw_scene
 from toy_world.shape import TEXT_ENCODER
 from toy_world.world import sample_scene
+from training.host import sd15
 from training.host.adapter import MoAUNet
 from training.host.prior import prior_of
 from training.host.schedule import add_noise
@@ -104,13 +106,17 @@ def test_an_area_overrides_the_maps_from_the_first_step_on():
     assert torch.equal(shares[0], man.area_in(0, SIZE)) and not shares[1, :, 12:].any() and shares[1, :, 4].all()
 
 
-def test_the_blocks_read_are_a_quarter_of_sd_15s_latents():
-    from diffusers import UNet2DConditionModel
-
+@pytest.mark.parametrize(
+    ("make", "expected"),
+    [
+        (sd15.unet, ["output.3.0", "output.4.0", "output.5.0"]),
+        (sdxl_unet, [f"{block}.{index}" for block in ("middle.0", "output.1") for index in range(10)]),
+    ],
+)
+def test_the_blocks_read_are_a_quarter_of_the_latents_size(make, expected):
     with torch.device("meta"):
-        unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768)
-    read = [str(address) for address in read_blocks(block_shapes(unet.state_dict()))]
-    assert read == ["output.3.0", "output.4.0", "output.5.0"]
+        unet = make()
+    assert [str(address) for address in read_blocks(block_shapes(unet.state_dict()))] == expected
 
 
 class Reading:

@@ -133,7 +133,7 @@ def test_a_model_of_another_family(host, loaded, moa, family):
     config.set_inference_dtype(torch.float16, None)
     model = config.get_model({}, device="meta")
     patcher = ModelPatcher(model, torch.device("cpu"), torch.device("cpu"))
-    with pytest.raises(ValueError, match=f"moa-stirred.*MoA toy.*this MODEL is {family}.*Load a MoA toy checkpoint"):
+    with pytest.raises(ValueError, match=f"moa-stirred.*MoA toy.*this MODEL is {family}.*Load a checkpoint of MoA toy"):
         host.patch(patcher, loaded[1], moa)
 
 

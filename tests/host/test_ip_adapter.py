@@ -1,66 +1,25 @@
 """MoA From IP-Adapter in a real ComfyUI: from the file and the photo to the picture."""
 
 import copy
-import json
 
 import pytest
 import torch
+from image_experts import PROMPT, adapter, patched, picture, vision
 from ip_adapter_files import random_file
+from narrow_sdxl import narrow_model
 from safetensors.torch import save_file
+from sdxl import TINY, added_conditions, sdxl_unet
 from test_parity import calls
-
-VISION = {
-    "hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4, "image_size": 32,
-    "patch_size": 2, "projection_dim": 48, "hidden_act": "gelu", "layer_norm_eps": 1e-5, "num_channels": 3,
-    "model_type": "clip_vision_model",
-}  # fmt: skip
-PROMPT = "a man and a woman in paris"
-
-
-def vision(folder, **changes):
-    """A small CLIP_VISION with random weights."""
-    import comfy.clip_vision
-
-    (folder / "vision.json").write_text(json.dumps(VISION | changes))
-    model = comfy.clip_vision.ClipVisionModel(str(folder / "vision.json"))
-    random = torch.Generator().manual_seed(3)
-    for name, weight in model.model.named_parameters():
-        mean = 1.0 if "norm" in name and name.endswith("weight") else 0.0
-        weight.copy_(mean + torch.randn(weight.shape, generator=random) / max(weight.shape[-1], 2) ** 0.5)
-    return model
-
-
-def adapter(host, toy_base, tmp_path, kind: str, name: str | None = None, **changes):
-    """MOA of a random file made for the toy checkpoint."""
-    from moa_core.address import block_shapes
-    from moa_core.image_mixture import file_order
-
-    blocks = block_shapes(toy_base.unet.state_dict())
-    folder = host.base / "models/ipadapter"
-    folder.mkdir(exist_ok=True)
-    save_file(random_file(kind, [blocks[a] for a in file_order(blocks)], 64), folder / f"{name or kind}.safetensors")
-    return host.run("MoAFromIPAdapter", f"{name or kind}.safetensors", vision(tmp_path, **changes))[0]
 
 
 @pytest.fixture(params=["base", "plus", "full-face"])
 def each_moa(request, host, loaded, toy_base, tmp_path):
-    return adapter(host, toy_base, tmp_path, request.param)
+    return adapter(host, toy_base.unet, tmp_path, request.param)
 
 
 @pytest.fixture
 def ip_moa(host, loaded, toy_base, tmp_path):
-    return adapter(host, toy_base, tmp_path, "plus")
-
-
-def patched(host, loaded, moa, *words: str, prompt: str = PROMPT, widgets=None, **subject):
-    """The patched MODEL, a prompt and a negative one of its CLIP."""
-    people = [host.run("MoASubjectEncoder", moa, picture(seed), word, **subject)[0] for seed, word in enumerate(words)]
-    model, clip = host.patch(loaded[0], loaded[1], moa, *people, **(widgets or {}))
-    return model, host.prompt(clip, prompt), host.prompt(clip, "ugly")
-
-
-def picture(seed: int = 0):
-    return torch.rand(1, 60, 80, 3, generator=torch.Generator().manual_seed(seed))
+    return adapter(host, toy_base.unet, tmp_path, "plus")
 
 
 def test_every_kind_of_file_changes_the_picture_after_the_beginning_and_each_person_counts(host, loaded, each_moa):
@@ -107,7 +66,8 @@ def test_an_area_holds_from_the_first_step_on_and_leaves_the_rest_to_the_checkpo
     assert not torch.allclose(drawn, host.sample(loaded[0], positive, negative, steps=1)["samples"], atol=1e-2)
 
 
-def test_comfyui_and_diffusers_agree_on_words_shares_and_pictures(host, loaded, toy_base, ip_moa):
+@pytest.mark.parametrize("family", ["SD 1.5", "SDXL"])
+def test_comfyui_and_diffusers_agree_on_words_shares_and_pictures(host, loaded, toy_base, tmp_path, family):
     """Three noise levels in one run: the second and third are routed by what the ones before have shown."""
     from moa_core.address import block_shapes
     from moa_core.binding import Binding
@@ -120,18 +80,24 @@ def test_comfyui_and_diffusers_agree_on_words_shares_and_pictures(host, loaded, 
 
     torch.manual_seed(0)
     with torch.inference_mode(False):
-        unet = copy.deepcopy(toy_base.unet)
+        unet = copy.deepcopy(toy_base.unet) if family == "SD 1.5" else sdxl_unet(**TINY)
+    ip_moa = adapter(host, unet, tmp_path, "plus")
+    assert ip_moa.base == family
+    model, others, added = loaded[0].clone(), {}, {}
+    if family == "SDXL":
+        model, added = narrow_model(unet), added_conditions(1)
+        others = {"pooled_output": added["text_embeds"], "height": 1024, "width": 768}
+        added = {name: value.expand(2, -1) for name, value in added.items()}
     timesteps = torch.tensor([700.0, 500.0, 300.0])
-    inputs, context = torch.randn(3, 2, 4, 16, 16), torch.randn(1, 77, 64)
+    inputs, context = torch.randn(3, 2, 4, 16, 16), torch.randn(1, 77, unet.config.cross_attention_dim)
     mixture = ip_moa.adapter.mixture
     ours_mixture = ImageMixture(mixture.shapes, mixture.tokens)
     ours_mixture.load_state_dict(mixture.state_dict())
     people = [Subject(torch.randn(1, mixture.feature_dim), word, word) for word in ("man", "woman")]
 
-    model = loaded[0].clone()
     binding = host.module("moa_core.binding")
     bound = tuple(binding.Binding(place, person) for place, person in zip((5, 60), people, strict=True))
-    conditioning = [[context, {"moa_bound_prompt": binding.BoundPrompt("a man and a woman", bound)}]]
+    conditioning = [[context, {"moa_bound_prompt": binding.BoundPrompt("a man and a woman", bound), **others}]]
     sigmas = model.get_model_object("model_sampling").sigma(timesteps)
     hooks = host.module("nodes.model_hooks").MoAHooks(ip_moa.start_run, people, 1.0, 0.0, 1.0, True)
     hooks.attach(model, ip_moa.mixture.clone())
@@ -144,9 +110,10 @@ def test_comfyui_and_diffusers_agree_on_words_shares_and_pictures(host, loaded, 
     effects = []
     for x, timestep, their in zip(inputs, timesteps, theirs, strict=True):
         call = run.call(rows, float(timestep), x, contexts, timestep.expand(2), prior_of(unet))
-        our = wrapped.run(x, timestep.expand(2), contexts, call)
+        our = wrapped.run(x, timestep.expand(2), contexts, call, added_cond_kwargs=added)
         run.finish(call, rows, x)
-        effects.append((our - wrapped.run(x, timestep.expand(2), contexts, None)).abs().max().item())
+        prior = wrapped.run(x, timestep.expand(2), contexts, None, added_cond_kwargs=added)
+        effects.append((our - prior).abs().max().item())
         difference = (our - their).abs().max().item()
         print(f"at {timestep:.0f}: max abs difference {difference:.1e} of the effect {effects[-1]:.2f}")
         assert difference < 1e-4
@@ -217,6 +184,13 @@ def test_after_the_last_step_of_a_persons_prompt_the_checkpoint_draws_alone(host
     assert (early[0] - early[1]).abs().max() > 1e-2
 
 
+def test_a_prompt_encoded_for_other_subjects_shows_nobody_and_says_so(host, loaded, ip_moa, caplog):
+    model, _, negative = patched(host, loaded, ip_moa, "man", "woman")
+    _, other, _ = patched(host, loaded, ip_moa, "man", "woman")
+    drawn = [host.sample(each, other, negative, steps=4)["samples"] for each in (model, loaded[0])]
+    assert torch.equal(*drawn) and "subject0 will not appear" in caplog.text
+
+
 @pytest.mark.parametrize("name", ["area", "mask", "long", "wide"])
 def test_areas_masks_long_prompts_and_pictures_that_are_not_square(host, loaded, ip_moa, monkeypatch, name):
     """Each person in a prompt of their own, or in the second chunk of one; the host may split rows as it likes."""
@@ -248,19 +222,17 @@ def test_the_wrong_vision_model_checkpoint_and_file_are_refused_in_a_sentence(ho
     from moa_core.address import BlockShape
 
     with pytest.raises(ValueError, match=r"wide\.safetensors.*48 wide.*gives 64.*Load CLIP Vision"):
-        adapter(host, toy_base, tmp_path, "plus", "wide", hidden_size=64)
+        adapter(host, toy_base.unet, tmp_path, "plus", "wide", hidden_size=64)
     with pytest.raises(ValueError, match=r"wide\.safetensors.*48 wide.*gives 32"):
-        adapter(host, toy_base, tmp_path, "base", "wide", projection_dim=32)
+        adapter(host, toy_base.unet, tmp_path, "base", "wide", projection_dim=32)
     folder = host.base / "models/ipadapter"
-    for name, dim, found in (("sd15", 768, None), ("sdxl", 2048, "SDXL")):
+    for name, family, dim in (("sd15", r"SD 1\.5", 768), ("sdxl", "SDXL", 2048)):
         save_file(random_file("base", [BlockShape(320, dim)] * 3, dim), folder / f"{name}.safetensors")
-        if found:
-            with pytest.raises(ValueError, match=f"{name}.*{found}.*ip-adapter_sd15"):
-                host.run("MoAFromIPAdapter", f"{name}.safetensors", vision(tmp_path))
-        else:
-            other = host.run("MoAFromIPAdapter", f"{name}.safetensors", vision(tmp_path))[0]
-            with pytest.raises(ValueError, match=r"sd15.*SD 1.5 \(3 .*text 768 wide.*MoAToy"):
-                host.patch(loaded[0], loaded[1], other)
+        other = host.run("MoAFromIPAdapter", f"{name}.safetensors", vision(tmp_path))[0]
+        with pytest.raises(
+            ValueError, match=rf"{name}.*{family} \(3 .*text {dim} wide.*MoAToy.*an IP-Adapter made for"
+        ):
+            host.patch(loaded[0], loaded[1], other)
     (folder / "old.bin").write_bytes(b"pickle")
     with pytest.raises(ValueError, match=r"old\.bin.*convert"):
         host.run("MoAFromIPAdapter", "old.bin", vision(tmp_path))

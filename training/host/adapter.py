@@ -52,10 +52,12 @@ class MoAUNet(nn.Module):
             call = self.call_type(self.mixture, context, timestep, bound, strength, area)
         return self.run(latents, timestep, context, call)
 
-    def run(self, latents: Tensor, timestep: Tensor, context: Tensor, call: UNetCall | ImageCall | None) -> Tensor:
-        """The same with a call that is there already; None runs the prior alone."""
+    def run(
+        self, latents: Tensor, timestep: Tensor, context: Tensor, call: UNetCall | ImageCall | None, **others: Any
+    ) -> Tensor:
+        """The same with a call that is there already; None runs the prior alone. others: of the U-Net (SDXL's)."""
         self.call, self.latent_size = call, tuple(latents.shape[2:])
-        return self.unet(latents, timestep, context).sample
+        return self.unet(latents, timestep, context, **others).sample
 
 
 class MoAProcessor:

@@ -1,4 +1,4 @@
-"""Names of a U-Net's weights in diffusers and in LDM checkpoints, for SD 1.x shapes of any size."""
+"""Names of a U-Net's weights in diffusers and in LDM checkpoints, for SD 1.x and SDXL shapes of any size."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ _RESNET = {
 _ENDS = {
     "time_embedding.linear_1": "time_embed.0",
     "time_embedding.linear_2": "time_embed.2",
+    "add_embedding.linear_1": "label_emb.0.0",
+    "add_embedding.linear_2": "label_emb.0.2",
     "conv_in": "input_blocks.0.0",
     "conv_norm_out": "out.0",
     "conv_out": "out.2",
@@ -27,7 +29,7 @@ _ENDS = {
 def unet_to_ldm(weights: Mapping[str, Tensor], layers_per_block: int) -> dict[str, Tensor]:
     """A diffusers U-Net's weights under LDM names (without a checkpoint's prefix).
 
-    Raises KeyError for a name that an SD 1.x U-Net does not have.
+    Raises KeyError for a name that an SD 1.x or SDXL U-Net does not have.
     """
     attended = {name.split(".")[1] for name in weights if re.match(r"up_blocks\.\d+\.attentions", name)}
     return {_name_to_ldm(name, layers_per_block + 1, attended): weight for name, weight in weights.items()}
