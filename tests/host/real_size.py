@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import resource
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -24,15 +25,16 @@ VAE = {
 }  # fmt: skip
 
 
+def random_weight(name: str, like: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """A weight that keeps activations at their scale: normal by fan-in, norms about 1, biases about 0."""
+    scale = like.shape[1:].numel() ** -0.5 if like.ndim > 1 else 0.02
+    is_norm = like.ndim == 1 and name.endswith("weight")
+    return torch.randn(like.shape, generator=generator) * scale + float(is_norm)
+
+
 def random_weights(shapes: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Weights that keep activations at their scale: normal by fan-in, norms about 1, biases about 0."""
     generator = torch.Generator().manual_seed(0)
-    weights = {}
-    for name, like in shapes.items():
-        scale = like.shape[1:].numel() ** -0.5 if like.ndim > 1 else 0.02
-        is_norm = like.ndim == 1 and name.endswith("weight")
-        weights[name] = torch.randn(like.shape, generator=generator) * scale + float(is_norm)
-    return weights
+    return {name: random_weight(name, like, generator) for name, like in shapes.items()}
 
 
 def make(folder: Path) -> dict:
@@ -98,9 +100,13 @@ def sample(folder: Path) -> dict:
     }
 
 
-if __name__ == "__main__":
+def main(make: Callable[[Path], dict], sample: Callable[[Path], dict]) -> None:
     here = Path(__file__).resolve()
     sys.path[:0] = [str(here.parents[2]), str(here.parents[1]), str(here.parent)]
     figures = {"make": make, "sample": sample}[sys.argv[1]](Path(sys.argv[2]))
     figures["peak_gib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(json.dumps(figures))
+
+
+if __name__ == "__main__":
+    main(make, sample)

@@ -1,0 +1,112 @@
+"""SDXL and the models of ip-adapter-plus_sdxl_vit-h at their size, with random weights, through ComfyUI's nodes.
+
+As a script in a process of its own, so that its peak memory is its own: real_sdxl.py make|sample FOLDER
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from real_size import VAE, main, random_weight
+from torch import Tensor
+
+CHECKPOINT, ADAPTER, VISION = "sdxl.safetensors", "ip-adapter-plus_sdxl_vit-h.safetensors", "vit-h.safetensors"
+
+
+def write(path: Path, shapes: Mapping[str, Tensor]) -> float:
+    """A .safetensors file of random weights in fp16, one at a time as it would not fit into memory twice; its GB."""
+    header, end = {}, 0
+    for name, like in shapes.items():
+        begin, end = end, end + 2 * like.numel()
+        header[name] = {"dtype": "F16", "shape": list(like.shape), "data_offsets": [begin, end]}
+    text, generator = json.dumps(header).encode(), torch.Generator().manual_seed(0)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name, like in shapes.items():
+            file.write(random_weight(name, like, generator).half().numpy().tobytes())
+    return path.stat().st_size / 1e9
+
+
+def make(folder: Path) -> dict:
+    """The three files, their weights named as in the published ones."""
+    from comfy_host import start_host
+
+    start_host(folder)
+    import comfy.clip_model
+    import comfy.ops
+    import comfy.sdxl_clip
+    import comfy.supported_models
+    from comfy.ldm.models.autoencoder import AutoencoderKL
+    from ip_adapter_files import random_file
+    from safetensors.torch import save_file
+    from sdxl import sdxl_unet
+
+    from moa_core.address import block_shapes
+    from moa_core.image_mixture import file_order
+    from training.host.ldm_names import unet_to_ldm
+
+    with torch.device("meta"):
+        unet, vae = sdxl_unet().state_dict(), AutoencoderKL(ddconfig=VAE, embed_dim=4).state_dict()
+    towers = comfy.sdxl_clip.SDXLClipModel(device="meta", dtype=torch.float16).state_dict()
+    checkpoint = {f"model.diffusion_model.{name}": like for name, like in unet_to_ldm(unet, 2).items()}
+    checkpoint |= comfy.supported_models.SDXL({}).process_clip_state_dict_for_saving(towers)
+    checkpoint |= {f"first_stage_model.{name}": like for name, like in vae.items()}
+    config = Path(comfy.clip_model.__file__).with_name("clip_vision_config_h.json")
+    vision = comfy.clip_model.CLIPVisionModelProjection(
+        json.loads(config.read_text()), torch.float16, "meta", comfy.ops.manual_cast
+    )
+    blocks, models = block_shapes(unet), folder / "models"
+    adapter = random_file("plus", [blocks[a] for a in file_order(blocks)], 2048, width=1280, hidden=1280)
+    for kind in ("ipadapter", "clip_vision"):
+        (models / kind).mkdir(exist_ok=True)
+    save_file({name: weight.half() for name, weight in adapter.items()}, models / "ipadapter" / ADAPTER)
+    return {
+        "checkpoint_gb": write(models / "checkpoints" / CHECKPOINT, checkpoint),
+        "vision_gb": write(models / "clip_vision" / VISION, vision.state_dict()),
+        "adapter_gb": (models / "ipadapter" / ADAPTER).stat().st_size / 1e9,
+        "layers": len(blocks),
+    }
+
+
+def sample(folder: Path) -> dict:
+    """Prior, strength 0 and two people, two steps at 256x256 each; the U-Net's weights stay in fp16."""
+    from comfy_host import start_host
+
+    host = start_host(folder)
+    from comfy.cli_args import args
+
+    args.fp16_unet = True
+    prompt = "a man and a woman in paris"
+    pictures = torch.rand(2, 1, 300, 240, 3, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        model, clip, _ = host.run("CheckpointLoaderSimple", CHECKPOINT)
+        vision = host.run("CLIPVisionLoader", VISION)[0]
+        moa = host.run("MoAFromIPAdapter", ADAPTER, vision)[0]
+        people = [
+            host.run("MoASubjectEncoder", moa, picture, word)[0]
+            for picture, word in zip(pictures, ("man", "woman"), strict=True)
+        ]
+        out = {}
+        for name, strength in (("prior", None), ("zero", 0.0), ("moa", 1.0)):
+            patched, bound_clip = (
+                (model, clip) if strength is None else host.patch(model, clip, moa, *people, strength=strength)
+            )
+            positive, negative = host.prompt(bound_clip, prompt), host.prompt(bound_clip, "bad")
+            out[name] = host.sample(patched, positive, negative, steps=2, size=32)["samples"]
+        masks = host.run("MoARouterVisualizer", patched, {"samples": out["moa"]})[2]
+    return {
+        "family": type(model.model.model_config).__name__,
+        "base": moa.base,
+        "tokens": list(moa.adapter.mixture.negative.shape),
+        "strength_0_bit_exact": torch.equal(out["prior"], out["zero"]),
+        "moa_changes": (out["moa"] - out["prior"]).abs().max().item(),
+        "masks": list(masks.shape),
+        "finite": bool(out["moa"].isfinite().all()),
+    }
+
+
+if __name__ == "__main__":
+    main(make, sample)
