@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from comfy_host import Host, start_host
+from image_experts import adapter
 
 from training.comfyui import Server, find_comfyui, make_base_directory
 from workflows import SHIPPED, shipped
@@ -63,3 +64,16 @@ def moa(host, loaded):
 def fresh(host, loaded):
     with torch.inference_mode():
         return host.run("MoALoader", "moa-fresh.safetensors")[0]
+
+
+@pytest.fixture(scope="session")
+def ip_moa(host, toy_base, tmp_path_factory):
+    """Image experts, of a random IP-Adapter file."""
+    with torch.inference_mode():
+        return adapter(host, toy_base.unet, tmp_path_factory.mktemp("vision"), "plus", "any")
+
+
+@pytest.fixture(scope="session", params=["learned", "image experts"])
+def each_moa(request):
+    """Both kinds of MoA."""
+    return request.getfixturevalue("moa" if request.param == "learned" else "ip_moa")

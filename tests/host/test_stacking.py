@@ -58,6 +58,12 @@ def subjects(host, moa):
         return [host.subject(moa, 1), host.subject(moa, 2, "woman")]
 
 
+@pytest.fixture(scope="module")
+def each_subjects(host, each_moa):
+    with torch.inference_mode():
+        return [host.subject(each_moa, 1), host.subject(each_moa, 2, "woman")]
+
+
 PROMPT = "a man and a woman in paris"
 
 
@@ -66,32 +72,33 @@ def differ(a, b) -> bool:
 
 
 @pytest.mark.parametrize("name", MODEL_PATCHES)
-def test_model_patches_act_with_moa_in_either_order(host, loaded, moa, subjects, name):
+def test_model_patches_act_with_moa_in_either_order(host, loaded, each_moa, each_subjects, name):
     model, clip, _ = loaded
     apply = MODEL_PATCHES[name]
     negative = host.prompt(clip, "bad")
-    alone, bound_clip = host.patch(model, clip, moa, *subjects)
+    alone, bound_clip = host.patch(model, clip, each_moa, *each_subjects)
     positive = host.prompt(bound_clip, PROMPT)
     moa_alone = host.sample(alone, positive, negative)["samples"]
     neighbour_alone = host.sample(apply(host, model), positive, negative)["samples"]
     first = host.sample(apply(host, alone), positive, negative)["samples"]
-    second = host.sample(host.patch(apply(host, model), clip, moa, *subjects)[0], positive, negative)["samples"]
+    after = host.patch(apply(host, model), clip, each_moa, *each_subjects)[0]
+    second = host.sample(after, positive, negative)["samples"]
     assert differ(first, moa_alone)
     assert differ(first, neighbour_alone)
     # The subjects of the conditioning are those of one MoA Patch Model; the models differ in order alone.
     assert (first - second).abs().max() < 1e-4 * first.abs().max()
 
 
-def test_lora_on_model_and_clip_in_either_order(host, loaded, moa, subjects):
+def test_lora_on_model_and_clip_in_either_order(host, loaded, each_moa, each_subjects):
     model, clip, _ = loaded
     path = host.base / "models/loras/test.safetensors"
 
     def run(model, clip):
         return host.sample(model, host.prompt(clip, PROMPT), host.prompt(clip, "bad"))["samples"]
 
-    patched = host.patch(model, clip, moa, *subjects)
+    patched = host.patch(model, clip, each_moa, *each_subjects)
     after = lora(host, *patched, path)
-    before = host.patch(*lora(host, model, clip, path), moa, *subjects)
+    before = host.patch(*lora(host, model, clip, path), each_moa, *each_subjects)
     assert differ(run(*after), run(*patched))
     assert differ(run(*after), run(*lora(host, model, clip, path)))
     assert (run(*after) - run(*before)).abs().max() < 1e-4 * run(*after).abs().max()
@@ -99,11 +106,11 @@ def test_lora_on_model_and_clip_in_either_order(host, loaded, moa, subjects):
     assert differ(run(after[0], patched[1]), run(*patched)) and differ(run(patched[0], after[1]), run(*patched))
 
 
-def test_a_lora_by_hooks_with_a_schedule(host, loaded, moa, subjects):
+def test_a_lora_by_hooks_with_a_schedule(host, loaded, each_moa, each_subjects):
     """The host then encodes the prompt once for every part of the schedule, and swaps weights while it samples."""
     model, clip, _ = loaded
     path = host.base / "models/loras/test.safetensors"
-    patched, bound_clip = host.patch(model, clip, moa, *subjects)
+    patched, bound_clip = host.patch(model, clip, each_moa, *each_subjects)
     lora(host, model, clip, path)
     keyframes = host.run("CreateHookKeyframe", strength_mult=0.2, start_percent=0.0)[0]
     keyframes = host.run("CreateHookKeyframe", strength_mult=1.0, start_percent=0.5, prev_hook_kf=keyframes)[0]
@@ -122,11 +129,11 @@ def test_a_lora_by_hooks_with_a_schedule(host, loaded, moa, subjects):
     assert differ(both, run(patched, bound_clip, False))
 
 
-def test_controlnet(host, loaded, moa, subjects):
+def test_controlnet(host, loaded, each_moa, each_subjects):
     model, clip, _ = loaded
     net = controlnet(host, model, host.base / "models/controlnet/test.safetensors")
     hint = torch.rand(1, 128, 128, 3, generator=torch.Generator().manual_seed(3))
-    patched, bound_clip = host.patch(model, clip, moa, *subjects)
+    patched, bound_clip = host.patch(model, clip, each_moa, *each_subjects)
     positive, negative = host.prompt(bound_clip, PROMPT), host.prompt(bound_clip, "bad")
     steered = host.run("ControlNetApplyAdvanced", positive, negative, net, hint, 1.0, 0.0, 1.0)
     both = host.sample(patched, *steered)["samples"]
@@ -252,10 +259,10 @@ def window(host, model, length, overlap):
 
 
 @pytest.mark.parametrize("overlap", [0, 2])
-def test_a_morph_in_context_windows_is_the_morph_in_one_batch(host, loaded, moa, monkeypatch, overlap):
+def test_a_morph_in_context_windows_is_the_morph_in_one_batch(host, loaded, each_moa, monkeypatch, overlap):
     model, clip, _ = loaded
-    morph = host.run("MoASubjectInterpolate", host.subject(moa, 1), host.subject(moa, 2), 0.5, 8, "linear")[0]
-    patched, bound_clip = host.patch(model, clip, moa, morph)
+    morph = host.run("MoASubjectInterpolate", host.subject(each_moa, 1), host.subject(each_moa, 2), 0.5, 8, "linear")[0]
+    patched, bound_clip = host.patch(model, clip, each_moa, morph)
     positive, negative = host.prompt(bound_clip, "a man"), host.prompt(clip, "bad")
     windowed = window(host, patched, 4, overlap)
     together = host.sample(patched, positive, negative, batch=8)
@@ -275,10 +282,10 @@ def test_a_morph_in_context_windows_is_the_morph_in_one_batch(host, loaded, moa,
 
 
 @pytest.mark.parametrize("factor", [1.5, 2.0])
-def test_the_visualizer_after_deep_shrink(host, loaded, moa, subjects, factor):
+def test_the_visualizer_after_deep_shrink(host, loaded, each_moa, each_subjects, factor):
     """Its layers have sizes of their own, and others after the first part of the sampling."""
     model, clip, _ = loaded
-    patched, bound_clip = host.patch(model, clip, moa, *subjects)
+    patched, bound_clip = host.patch(model, clip, each_moa, *each_subjects)
     widgets = [1, factor, 0.0, 0.5, True, "bicubic", "bicubic"]
     shrunk = host.run("PatchModelAddDownscale", patched, *widgets)[0]
     positive, negative = host.prompt(bound_clip, PROMPT), host.prompt(bound_clip, "bad")
@@ -288,9 +295,9 @@ def test_the_visualizer_after_deep_shrink(host, loaded, moa, subjects, factor):
     assert host.run("MoARouterVisualizer", shrunk, drawn)[1].shape == (1, 192, 144)
 
 
-def test_steps_that_a_cache_skips_leave_no_trace(host, loaded, moa, subjects):
+def test_steps_that_a_cache_skips_leave_no_trace(host, loaded, each_moa, each_subjects):
     model, clip, _ = loaded
-    patched, bound_clip = host.patch(model, clip, moa, *subjects)
+    patched, bound_clip = host.patch(model, clip, each_moa, *each_subjects)
     positive, negative = host.prompt(bound_clip, PROMPT), host.prompt(bound_clip, "bad")
     cached = host.run("EasyCache", patched, 1e9, 0.0, 1.0, False)[0]  # skips whatever it can
     drawn = host.sample(cached, positive, negative, steps=6)
@@ -299,19 +306,20 @@ def test_steps_that_a_cache_skips_leave_no_trace(host, loaded, moa, subjects):
     assert picture.shape[0] == 1 and mask.shape == (1, 128, 128)
 
 
-def test_a_compiled_model(host, loaded, moa, subjects):
+def test_a_compiled_model(host, loaded, each_moa, each_subjects):
     """In a server that has already sampled the plain checkpoint compiled, and so holds graphs without MoA."""
     from torch._dynamo.utils import counters
 
     model, clip, _ = loaded
     backend = "eager"  # dynamo as with inductor, without a compiler's minutes
-    patched, bound_clip = host.patch(model, clip, moa, *subjects)
+    patched, bound_clip = host.patch(model, clip, each_moa, *each_subjects)
     positive, negative = host.prompt(bound_clip, PROMPT), host.prompt(bound_clip, "bad")
     nobody = host.prompt(bound_clip, "a house")
     expected = host.sample(patched, positive, negative)["samples"]
     compiled = host.run("TorchCompileModel", model, backend)[0]
     plain = host.sample(compiled, nobody, negative)["samples"]
-    for both in (host.run("TorchCompileModel", patched, backend)[0], host.patch(compiled, clip, moa, *subjects)[0]):
+    before = host.patch(compiled, clip, each_moa, *each_subjects)[0]
+    for both in (host.run("TorchCompileModel", patched, backend)[0], before):
         assert (host.sample(both, positive, negative)["samples"] - expected).abs().max() < 1e-3 * expected.abs().max()
         graphs = dict(counters["stats"])
         host.sample(both, positive, negative, steps=20)
