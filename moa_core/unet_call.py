@@ -167,15 +167,16 @@ class LearnedRun:
         strength: float,
         blocks: Mapping[Address, BlockShape],
         sparse: bool,
+        call_type: type[UNetCall] = UNetCall,
     ):
         """Of `pictures` latents (h, w); levels: the noise level of every step with MoA at work.
 
         subjects: those that any positive prompt carries. What they say and the U-Net's blocks change no picture with
-        this kind; who is who in `subject_shares` is read off the prior's words.
+        this kind; who is who in `subject_shares` is read off the prior's words. call_type: a baseline's.
         """
         self.words = WordRouter(subjects, pictures, size, levels)
         self.read = frozenset(read_blocks(blocks)) if len(subjects) > 1 else frozenset()
-        self.mixture, self.strength, self.size = mixture, strength, size
+        self.mixture, self.strength, self.size, self.call_type = mixture, strength, size, call_type
         self.area = SubjectArea(pictures, size, levels) if sparse else None
 
     def call(
@@ -196,7 +197,7 @@ class LearnedRun:
         """
         where = self.area and self.area.at(level, [row.view for row in rows], latents)
         bound = BoundTokens.of(rows, context, self.size)
-        call = UNetCall(self.mixture, context, timestep, bound, self.strength, where, attend)
+        call = self.call_type(self.mixture, context, timestep, bound, self.strength, where, attend)
         if prior is not None and self.read:
             self.words.begin(level)
             call.words = WordReader(self.words, self.read, rows, context, prior)

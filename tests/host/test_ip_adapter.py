@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from conftest import unsaturated
 from image_experts import PROMPT, adapter, patched, picture, vision
 from ip_adapter_files import random_file
 from narrow_sdxl import narrow_model
@@ -12,21 +13,25 @@ from sdxl import TINY, added_conditions, sdxl_unet
 from test_parity import calls
 
 
-@pytest.fixture(params=["base", "plus", "full-face"])
-def each_moa(request, host, loaded, toy_base, tmp_path):
-    return adapter(host, toy_base.unet, tmp_path, request.param)
+def outside(moa):
+    """The image experts of a MOA as they are without the host."""
+    from moa_core.image_mixture import ImageMixture
+
+    inside = moa.adapter.mixture
+    mixture = ImageMixture(inside.shapes, inside.tokens)
+    mixture.load_state_dict(inside.state_dict())
+    mixture.negative = inside.negative
+    return mixture
 
 
-@pytest.fixture
-def ip_moa(host, loaded, toy_base, tmp_path):
-    return adapter(host, toy_base.unet, tmp_path, "plus")
-
-
-def test_every_kind_of_file_changes_the_picture_after_the_beginning_and_each_person_counts(host, loaded, each_moa):
+@pytest.mark.parametrize("kind", ["base", "plus", "full-face"])
+def test_every_kind_of_file_changes_the_picture_after_the_beginning_and_each_person_counts(
+    host, loaded, toy_base, tmp_path, kind
+):
+    moa = adapter(host, toy_base.unet, tmp_path, kind)
     plain = host.sample(loaded[0], host.prompt(loaded[1], PROMPT), host.prompt(loaded[1], "ugly"), steps=5)["samples"]
     drawn = [
-        host.sample(*patched(host, loaded, each_moa, *words), steps=5)["samples"]
-        for words in (("man",), ("man", "woman"))
+        host.sample(*patched(host, loaded, moa, *words), steps=5)["samples"] for words in (("man",), ("man", "woman"))
     ]
     assert (drawn[0] - plain).abs().max() > 1e-2 and (drawn[1] - drawn[0]).abs().max() > 1e-2
 
@@ -71,7 +76,7 @@ def test_comfyui_and_diffusers_agree_on_words_shares_and_pictures(host, loaded, 
     """Three noise levels in one run: the second and third are routed by what the ones before have shown."""
     from moa_core.address import block_shapes
     from moa_core.binding import Binding
-    from moa_core.image_mixture import ImageMixture, ImageRun
+    from moa_core.image_mixture import ImageRun
     from moa_core.rows import Row
     from moa_core.subject import Subject
     from moa_core.subject_area import View
@@ -90,9 +95,7 @@ def test_comfyui_and_diffusers_agree_on_words_shares_and_pictures(host, loaded, 
         added = {name: value.expand(2, -1) for name, value in added.items()}
     timesteps = torch.tensor([700.0, 500.0, 300.0])
     inputs, context = torch.randn(3, 2, 4, 16, 16), torch.randn(1, 77, unet.config.cross_attention_dim)
-    mixture = ip_moa.adapter.mixture
-    ours_mixture = ImageMixture(mixture.shapes, mixture.tokens)
-    ours_mixture.load_state_dict(mixture.state_dict())
+    mixture, ours_mixture = ip_moa.adapter.mixture, outside(ip_moa)
     people = [Subject(torch.randn(1, mixture.feature_dim), word, word) for word in ("man", "woman")]
 
     binding = host.module("moa_core.binding")
@@ -118,6 +121,31 @@ def test_comfyui_and_diffusers_agree_on_words_shares_and_pictures(host, loaded, 
         print(f"at {timestep:.0f}: max abs difference {difference:.1e} of the effect {effects[-1]:.2f}")
         assert difference < 1e-4
     assert effects[0] == 0.0 and min(effects[1:]) > 1e-2
+
+
+def test_a_picture_sampled_in_diffusers_is_comfyuis(host, loaded, toy_base, ip_moa):
+    from moa_core.ip_adapter_file import IPAdapter
+    from moa_core.subject import Subject
+    from training.host.pipeline import MoAPipeline
+
+    model, positive, negative = patched(host, loaded, ip_moa, "man", "woman")
+    common = {"seed": 3, "steps": 6, "cfg": 4.0}
+    latent = {"samples": torch.zeros(2, 4, 16, 16)}
+    with torch.inference_mode(False):
+        base = unsaturated(copy.deepcopy(toy_base))
+    theirs = [
+        host.run("KSampler", each, 3, 6, 4.0, "euler", "simple", positive, negative, latent)[0]["samples"]
+        for each in (model, loaded[0])
+    ]
+    theirs, plain = (((base.autoencoder.decode(x) + 1) / 2).clamp(0, 1).movedim(1, -1) for x in theirs)
+    people = [Subject(s.features, s.word, s.name) for s in model.get_attachment("moa").subjects]
+    pipeline = MoAPipeline(base, IPAdapter(outside(ip_moa), ip_moa.adapter.projector))
+    ours, trace = pipeline(PROMPT, people, "ugly", batch=2, sampler="euler", **common)
+    difference, effect = (ours - theirs).abs().max().item(), (theirs - plain).abs().max().item()
+    print(f"max abs difference {difference:.1e} of the effect {effect:.2f}")
+    assert difference <= 2 / 255 and effect > 0.1  # the plain checkpoint's two pictures differ by 1.4e-3 themselves
+    areas = trace.subject_area(), model.get_attachment("moa").runs[-1].trace.subject_area()
+    torch.testing.assert_close(*areas, atol=1e-3, rtol=0)
 
 
 def test_a_lora_on_the_prior_acts_in_the_image_experts_too(host, loaded, ip_moa):
@@ -209,9 +237,8 @@ def test_areas_masks_long_prompts_and_pictures_that_are_not_square(host, loaded,
     assert (together - apart).abs().max() < 1e-4 * together.abs().max()
 
 
-@pytest.mark.parametrize("kind", ["image experts", "learned"])
-def test_two_people_have_masks_that_part_the_subject_area_by_their_words(host, loaded, moa, ip_moa, kind):
-    model, positive, negative = patched(host, loaded, ip_moa if kind == "image experts" else moa, "man", "woman")
+def test_two_people_have_masks_that_part_the_subject_area_by_their_words(host, loaded, each_moa):
+    model, positive, negative = patched(host, loaded, each_moa, "man", "woman")
     drawn = host.sample(model, positive, negative, steps=4)
     _, whole, masks = host.run("MoARouterVisualizer", model, drawn)
     assert masks.shape == (2, 128, 128) and masks[0].any() and masks[1].any()

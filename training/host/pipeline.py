@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Literal
 
 import torch
 from diffusers import EulerDiscreteScheduler, SchedulerMixin, UniPCMultistepScheduler
 from torch import Tensor
 
+from moa_core.address import block_shapes
 from moa_core.binding import Binding
+from moa_core.image_mixture import ImageCall, ImageRun
+from moa_core.ip_adapter_file import IPAdapter
 from moa_core.moa import MoA
 from moa_core.reference import prepare_reference
+from moa_core.rows import Row
 from moa_core.subject import Subject
-from moa_core.subject_area import SubjectArea, View
+from moa_core.subject_area import View
 from moa_core.trace import Trace
-from moa_core.unet_call import BoundTokens, UNetCall
+from moa_core.unet_call import LearnedRun, UNetCall
 from training.host.adapter import MoAUNet
 from training.host.base import Base
+from training.host.prior import prior_of
 from training.host.schedule import SCHEDULE, TIMESTEPS
 from training.host.tokenizer import bind_prompt, tokenize
 
@@ -25,18 +31,29 @@ Sampler = Literal["uni_pc", "euler"]
 
 
 class MoAPipeline:
-    """A base model with a MoA beside its U-Net."""
+    """A base model with a MoA of either kind beside its U-Net."""
 
-    def __init__(self, base: Base, moa: MoA, unet: MoAUNet | None = None):
-        """unet: the base's U-Net with the MoA's mixture, where that is built already."""
+    def __init__(self, base: Base, moa: MoA | IPAdapter, unet: MoAUNet | None = None):
+        """unet: the base's U-Net with the MoA's mixture, where that is built already.
+
+        Subjects of an IPAdapter are the caller's to make: its projector's tokens, flattened, of a CLIP vision model's
+        output; likewise its mixture's `negative`.
+        """
         self.base, self.moa = base, moa
         self.unet = unet or MoAUNet(base.unet, moa.mixture)
         self.device = next(base.unet.parameters()).device
+        self.prior = prior_of(base.unet)
+        if isinstance(moa, MoA):
+            self.blocks, self.timesteps = moa.config.blocks, moa.config.timesteps
+            self._start_run = partial(LearnedRun, moa.mixture, call_type=self.unet.call_type)
+        else:
+            self.blocks, self.timesteps = block_shapes(base.unet.state_dict()), TIMESTEPS
+            self._start_run = partial(ImageRun, moa.mixture)
 
     def encode_subject(
         self, pictures: Tensor | Sequence[Tensor], word: str, masks: Tensor | Sequence[Tensor | None] | None = None
     ) -> Subject:
-        """P pictures [H, W, 3] in 0..1 of one person, their masks [H, W] -> a subject."""
+        """P pictures [H, W, 3] in 0..1 of one person, their masks [H, W] -> a subject of a learned MoA."""
         own_masks = [None] * len(pictures) if masks is None else masks
         size = self.moa.image_encoder.size
         prepared = [prepare_reference(p, m, size) for p, m in zip(pictures, own_masks, strict=True)]
@@ -68,7 +85,7 @@ class MoAPipeline:
         same_noise: bool = False,
         sampler: Sampler = "uni_pc",
         subject_cfg: float | None = None,
-        watch: Callable[[UNetCall], None] | None = None,
+        watch: Callable[[UNetCall | ImageCall], None] | None = None,
     ) -> tuple[Tensor, Trace]:
         """Pictures [B, H, W, 3] in 0..1, and where the routers put the subjects; contexts are [1, T, D].
 
@@ -79,35 +96,38 @@ class MoAPipeline:
         scene and subject apart. watch: sees every U-Net call with the MoA after it.
         """
         context = torch.cat([c.expand(batch, -1, -1) for c in (positive, negative)])  # [2B, T, D]
-        tokens = BoundTokens.stack(
-            [(row, b.position, b.subject.feature(row)) for row in range(batch) for b in bindings]
-        )
+        length = context.shape[1]
+        rows = [
+            Row(View(picture), bound, length, positive)
+            for bound, positive in ((tuple(bindings), True), ((), False))
+            for picture in range(batch)
+        ]
         side = self.base.unet.config.sample_size
         kinds = 1 if same_noise else batch
         noise = torch.randn(kinds, 4, side, side, generator=torch.Generator().manual_seed(seed))
         noise = noise.expand(batch, -1, -1, -1)  # [B, 4, h, w]
-        scheduler, trained = _scheduler(sampler, steps), self.moa.config.timesteps
+        scheduler = _scheduler(sampler, steps)
         latents = noise.to(self.device) * scheduler.init_noise_sigma
         trace = Trace((side, side))
-        levels = [t for t in scheduler.timesteps.tolist() if t < trained]  # where the MoA acts
-        area = SubjectArea(batch, (side, side), levels) if sparse else None
-        views = [View(picture) for picture in range(batch)] * 2
+        levels = [t for t in scheduler.timesteps.tolist() if t < self.timesteps]  # where the MoA acts
+        subjects = list(dict.fromkeys(binding.subject for binding in bindings))
+        run = self._start_run(subjects, batch, (side, side), levels, strength, self.blocks, sparse)
         for t in scheduler.timesteps:
             timestep = t.float().to(self.device).expand(2 * batch)
             noisy = torch.cat([scheduler.scale_model_input(latents, t)] * 2)
-            acts = strength > 0.0 and float(t) < trained
-            where = area.at(float(t), views, noisy) if area and acts else None
-            moa, uncond = self.unet(noisy, timestep, context, tokens, strength * acts, where).chunk(2)
-            if (call := self.unet.call) is not None:
+            call = None
+            if strength > 0.0 and float(t) < self.timesteps:
+                call = run.call(rows, float(t), noisy, context, timestep, self.prior)
+            moa, uncond = self.unet.run(noisy, timestep, context, call).chunk(2)
+            if call is not None:
                 trace.add(float(t), {layer: share[:batch] for layer, share in call.shares.items()})
-                if area:
-                    area.add(call.wanted, dict(enumerate(views[:batch])), noisy)
+                run.finish(call, rows, noisy)
                 if watch:
                     watch(call)
-            if subject_cfg is None or not acts:
+            if subject_cfg is None or call is None:
                 guided = uncond + cfg * (moa - uncond)
             else:
-                prior, uncond = self.unet(noisy, timestep, context, strength=0.0).chunk(2)
+                prior, uncond = self.unet.run(noisy, timestep, context, None).chunk(2)
                 guided = uncond + cfg * (prior - uncond) + subject_cfg * (moa - prior)
             latents = scheduler.step(guided, t, latents).prev_sample
         pictures = self.base.autoencoder.decode(latents)
