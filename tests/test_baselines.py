@@ -20,7 +20,7 @@ from training.finetune.model import build, trained
 from training.finetune.optimizer import learning_rate
 from training.host.prior import prior_of
 from training.toy.comparison import CONTENDERS, compare, configuration, train_row
-from training.toy.results import HEADINGS, report
+from training.toy.results import HEADINGS, ROUTED, UNROUTED, report
 
 
 class Setting:
@@ -162,6 +162,8 @@ def test_the_evidence_holds_every_row_and_trains_none_twice(toy, tmp_path, monke
         assert all(estimate is None or estimate[1] <= estimate[0] <= estimate[2] for estimate in row.values())
         calls = 3 if name == "MoA, three-term guidance" else 2  # no MoA acts on the first of two steps
         assert row["calls"][0] == calls
+    assert report(result).count("| identity at least 0.9 of the unrouted |") == 1
+    assert result["rows"][ROUTED] != result["rows"][UNROUTED]  # the same weights, other pictures
     assert (tmp_path / "evidence.png").exists() and (tmp_path / "evidence.json").exists()
     files = list(tmp_path.glob("*/checkpoints/step-00000001/*"))
     assert len(files) == 3 * len({row.folder for row in CONTENDERS} - {None})

@@ -101,7 +101,7 @@ def draw(
     cut: list[float] = []
 
     def watch(call: UNetCall) -> None:
-        if call.area is not None:
+        if 0 < call.asked < call.pixels:
             cut.append(call.asked / call.pixels)
 
     options = {"steps": STEPS, "cfg": CFG, "strength": strength, "batch": PER_PROMPT, "subject_cfg": subject_cfg}

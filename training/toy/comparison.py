@@ -17,7 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
+from moa_core.ip_adapter_file import IPAdapter
 from moa_core.moa_file import load_moa
+from moa_core.subject import Subject
 from moa_core.whole_file import write_whole
 from toy_world.draw import draw_person
 from training.config import Config
@@ -25,7 +27,9 @@ from training.evaluation.statistics import interval, ratio_interval
 from training.finetune.checkpoint import checkpoints, read_state
 from training.finetune.contact_sheet import sheet
 from training.finetune.loop import train
+from training.finetune.methods import as_ip_adapter
 from training.finetune.trained import trained_pipeline
+from training.host.base import Base
 from training.host.pipeline import MoAPipeline
 from training.host.pretrained import load_base
 from training.host.schedule import TIMESTEPS
@@ -57,8 +61,11 @@ class Contender:
     loss: dict = field(default_factory=dict)
     subject_cfg: float | None = None
     sparse: bool = False
+    by_words: bool = False
+    """An IP-Adapter, routed by words as MoA From IP-Adapter does it."""
 
 
+IP_ADAPTER = {"model": {"method": "ip_adapter"}, "loss": {"router": 0.0, "object": 0.0, "masked": 0.0}}
 CONTENDERS = (
     Contender("MoA", "moa"),
     Contender("MoA without spacetime conditioning", "moa_without_spacetime", {"method": "moa_without_spacetime"}),
@@ -72,7 +79,8 @@ CONTENDERS = (
         {"method": "fastcomposer"},
         {"router": 0.0, "masked": 0.5, "timesteps": TIMESTEPS, "object_blocks": "routed"},
     ),
-    Contender("IP-Adapter-like", "ip_adapter", {"method": "ip_adapter"}, {"router": 0.0, "object": 0.0, "masked": 0.0}),
+    Contender("IP-Adapter-like", "ip_adapter", **IP_ADAPTER),
+    Contender("IP-Adapter-like, routed by words", "ip_adapter", **IP_ADAPTER, by_words=True),
     Contender("MoA, three-term guidance", "moa", subject_cfg=CFG),
     Contender("MoA, sparse", "moa", sparse=True),
     Contender("MoA, as shipped", None),
@@ -96,7 +104,23 @@ def pipelines(row: Contender, config: Config, run: Path, steps: int, seeds: int)
         yield MoAPipeline(load_base(config.model.base), load_moa(SHIPPED))
         return
     for seed in range(seeds):
-        yield train_row(configuration(row, config, run, steps, seed))
+        trained = train_row(configuration(row, config, run, steps, seed))
+        yield WordRouted(trained, load_base(config.model.base)) if row.by_words else trained
+
+
+class WordRouted(MoAPipeline):
+    """What `ip_adapter` has learnt, each person where the prior draws their word."""
+
+    def __init__(self, trained: MoAPipeline, base: Base):
+        """base: another copy of the trained one's."""
+        adapter = as_ip_adapter(trained.moa)
+        super().__init__(base.to(trained.device), IPAdapter(adapter.mixture.to(trained.device), adapter.projector))
+        self.trained = trained
+
+    @torch.no_grad()
+    def encode_subject(self, *pictures, **masks) -> Subject:
+        subject = self.trained.encode_subject(*pictures, **masks)
+        return replace(subject, features=self.moa.projector(subject.features).flatten(1))
 
 
 def train_row(config: Config) -> MoAPipeline:

@@ -11,6 +11,7 @@ FINDINGS = Path(__file__).with_name("findings.md")
 """What no table says, written by hand; the end of RESULTS.md."""
 JUDGED = ("MoA", "MoA, as shipped")
 BASELINES = ("FastComposer-like", "IP-Adapter-like")
+UNROUTED, ROUTED = "IP-Adapter-like", "IP-Adapter-like, routed by words"
 GOALS = {
     "identity": (True, 0.90),
     "prompt": (True, 0.98),
@@ -19,6 +20,12 @@ GOALS = {
     "leak": (False, 0.02),
 }
 """What MoA was meant to reach: at least (True) or at most."""
+ROUTING_GOALS = (
+    ("change outside / inside at most half of the unrouted", "background", UNROUTED, False, 0.5),
+    ("two at the right words at least 0.8 (unrouted: chance)", "assigned", None, True, 0.8),
+    ("identity at least 0.9 of the unrouted", "identity", UNROUTED, True, 0.9),
+)
+"""In words; the column, the row it is a share of (None: itself), at least or at most what."""
 MORE, LESS = ("identity", "prompt", "mean", "layout", "assigned"), ("background", "prior_outside", "leak", "calls")
 """Columns in which more, and in which less, is better."""
 HEADINGS = {
@@ -50,8 +57,10 @@ EXPLANATION = (
     "every layer and timestep, a loss that is masked in half of the records, the blocks of the object loss, and "
     "subjects that come in after the first fifth of the sampling; not its training of the whole U-Net (all but "
     "attention stays the prior's), nor its own layers that fuse word and picture, nor its learning rate. "
-    "*IP-Adapter-like* adds attention to image tokens beside the frozen prior's, with an unmasked loss. *Three-term "
-    "guidance* is ours, not the paper's: `uncond + cfg (prior - uncond) + cfg (moa - prior)` with MoA's own weights. "
+    "*IP-Adapter-like* adds attention to image tokens beside the frozen prior's, with an unmasked loss. *Routed by "
+    "words* are the same weights as MoA From IP-Adapter uses such a file: each person where the prior draws their "
+    "word. *Three-term guidance* is ours, not the paper's: `uncond + cfg (prior - uncond) + cfg (moa - prior)` with "
+    "MoA's own weights. "
     "*Sparse* asks the experts in the subject area alone; all other rows are dense, as in the paper.",
 )
 
@@ -85,6 +94,10 @@ def report(result: dict) -> str:
     behind = [HEADINGS[column] for column in (*MORE, *LESS) if _behind(column, rows)]
     level = f"missed: behind in {'; '.join(behind)}" if behind else "met"
     lines.append(f"| first or level with them in every column but seconds | {level} | trained longer than they |")
+    lines += ["", "| goal set for routing by words | reached |", "|---|---|"]
+    for text, column, against, least, goal in ROUTING_GOALS:
+        value = _share(rows[ROUTED][column], rows[against][column] if against else (1.0, 1.0, 1.0))
+        lines.append(f"| {text} | {'-' if value is None else _verdict(value, least, goal)} |")
     lines += ["", f"![The same prompts and noise in every row]({PICTURE})", "", "From top to bottom: references, "]
     lines[-1] += ", ".join(rows) + "."
     return "\n".join([*lines, "", FINDINGS.read_text(encoding="utf-8")])
@@ -108,6 +121,10 @@ def _cell(estimate: Estimate | None) -> str:
 def _verdict(value: float, least: bool, goal: float) -> str:
     met = value >= goal if least else value <= goal
     return f"{value:.2f}, {'met' if met else 'missed'}"
+
+
+def _share(ours: Estimate | None, whole: Estimate | None) -> float | None:
+    return None if ours is None or whole is None or not whole[0] else ours[0] / whole[0]
 
 
 def _ahead(ours: Estimate, others: list[Estimate]) -> str:
