@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 import torch
 from conftest import unsaturated
+from diffusers import ControlNetModel
 
 from moa_core.moa import MoA
 from moa_core.subject import Subject
@@ -55,6 +56,11 @@ def test_a_moa_acts_only_on_the_timesteps_it_was_trained_on(stirred_moa, sampler
     assert (drawn(stirred_moa, 5) - drawn(limited, 5)).abs().max() > 1e-3 and len(seen) == 2
 
 
+def test_without_a_subject_it_is_the_plain_base_model(stirred_moa):
+    drawn, _ = pipeline(stirred_moa)(PROMPT, [person(1, "dog")], **QUICK)  # whose word is not there
+    assert torch.equal(drawn, pipeline(stirred_moa)(PROMPT, [person(1, "man")], strength=0.0, **QUICK)[0])
+
+
 def test_a_batch_paints_every_variant(stirred_moa):
     variants = torch.cat([person(seed, "man").features for seed in range(3)])
     pictures, trace = pipeline(stirred_moa)(PROMPT, [Subject(variants, "man", "")], batch=3, **QUICK)
@@ -66,3 +72,25 @@ def test_a_batch_paints_every_variant(stirred_moa):
     again, _ = pipeline(stirred_moa)(PROMPT, [Subject(variants.flip(0), "man", "")], batch=3, **QUICK)
     torch.testing.assert_close(again[1], pictures[1])
     assert (again[0] - pictures[0]).abs().max() > 1e-3
+
+
+def test_a_controlnet_acts_beside_moa(stirred_moa):
+    """As diffusers has it: its residuals go into the U-Net, which the MoA then personalizes."""
+    acting, poses = pipeline(stirred_moa), torch.rand(1, 3, IMAGE_SIZE, IMAGE_SIZE)
+    network = ControlNetModel.from_unet(acting.base.unet)
+
+    def control(latents, timestep, context):
+        hint = poses.expand(len(latents), -1, -1, -1)
+        down, middle = network(latents, timestep, context, hint, return_dict=False)
+        return {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
+
+    def drawn(seed: int, **options):
+        return acting(PROMPT, [person(seed, "man")], **QUICK, **options)[0]
+
+    plain = drawn(1)
+    assert torch.equal(drawn(1, control=control), plain)  # a fresh ControlNet changes nothing
+    for part in (network.controlnet_down_blocks, network.controlnet_mid_block):
+        for parameter in part.parameters():
+            torch.nn.init.normal_(parameter, std=0.1)
+    assert (drawn(1, control=control) - plain).abs().max() > 1e-2
+    assert (drawn(1, control=control) - drawn(2, control=control)).abs().max() > 1e-3

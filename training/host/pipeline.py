@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from diffusers import EulerDiscreteScheduler, SchedulerMixin, UniPCMultistepScheduler
@@ -28,6 +28,9 @@ from training.host.schedule import SCHEDULE, TIMESTEPS
 from training.host.tokenizer import bind_prompt, tokenize
 
 Sampler = Literal["uni_pc", "euler"]
+Control = Callable[[Tensor, Tensor, Tensor], dict[str, Any]]
+"""Latents [2B, 4, h, w], timestep [2B], context [2B, T, D] -> what else diffusers' U-Net is given: a ControlNet's
+residuals."""
 
 
 class MoAPipeline:
@@ -85,15 +88,19 @@ class MoAPipeline:
         same_noise: bool = False,
         sampler: Sampler = "uni_pc",
         subject_cfg: float | None = None,
+        start: Tensor | None = None,
+        control: Control | None = None,
         watch: Callable[[UNetCall | ImageCall], None] | None = None,
     ) -> tuple[Tensor, Trace]:
         """Pictures [B, H, W, 3] in 0..1, and where the routers put the subjects; contexts are [1, T, D].
 
+        Without bindings they are the plain base model's.
         same_noise: all pictures of the batch start as the first, as after ComfyUI's LatentBatchSeedBehavior.
         sampler: the paper's "uni_pc", or "euler", which paints what ComfyUI's `euler` on `simple` does.
         subject_cfg: None is plain classifier-free guidance. A number s is a guidance of our own, not the
         paper's, for one U-Net call more: uncond + cfg * (prior - uncond) + s * (moa - prior), which steers
-        scene and subject apart. watch: sees every U-Net call with the MoA after it.
+        scene and subject apart. start: what to begin from instead of noise [B, 4, h, w], as `invert` gives it; then
+        sampler must be "euler". control: beside the U-Net in every call. watch: sees every call with the MoA after it.
         """
         context = torch.cat([c.expand(batch, -1, -1) for c in (positive, negative)])  # [2B, T, D]
         length = context.shape[1]
@@ -107,7 +114,7 @@ class MoAPipeline:
         noise = torch.randn(kinds, 4, side, side, generator=torch.Generator().manual_seed(seed))
         noise = noise.expand(batch, -1, -1, -1)  # [B, 4, h, w]
         scheduler = _scheduler(sampler, steps)
-        latents = noise.to(self.device) * scheduler.init_noise_sigma
+        latents = noise.to(self.device) * scheduler.init_noise_sigma if start is None else start.to(self.device)
         trace = Trace((side, side))
         levels = [t for t in scheduler.timesteps.tolist() if t < self.timesteps]  # where the MoA acts
         subjects = list(dict.fromkeys(binding.subject for binding in bindings))
@@ -116,9 +123,10 @@ class MoAPipeline:
             timestep = t.float().to(self.device).expand(2 * batch)
             noisy = torch.cat([scheduler.scale_model_input(latents, t)] * 2)
             call = None
-            if strength > 0.0 and float(t) < self.timesteps:
+            if bindings and strength > 0.0 and float(t) < self.timesteps:
                 call = run.call(rows, float(t), noisy, context, timestep, self.prior)
-            moa, uncond = self.unet.run(noisy, timestep, context, call).chunk(2)
+            others = {} if control is None else control(noisy, timestep, context)
+            moa, uncond = self.unet.run(noisy, timestep, context, call, **others).chunk(2)
             if call is not None:
                 trace.add(float(t), {layer: share[:batch] for layer, share in call.shares.items()})
                 run.finish(call, rows, noisy)
@@ -127,11 +135,27 @@ class MoAPipeline:
             if subject_cfg is None or call is None:
                 guided = uncond + cfg * (moa - uncond)
             else:
-                prior, uncond = self.unet.run(noisy, timestep, context, None).chunk(2)
+                prior, uncond = self.unet.run(noisy, timestep, context, None, **others).chunk(2)
                 guided = uncond + cfg * (prior - uncond) + subject_cfg * (moa - prior)
             latents = scheduler.step(guided, t, latents).prev_sample
         pictures = self.base.autoencoder.decode(latents)
         return (pictures / 2 + 0.5).clamp(0, 1).movedim(1, -1).cpu(), trace
+
+    @torch.no_grad()
+    def invert(self, picture: Tensor, prompt: str, steps: int = 50) -> Tensor:
+        """What `sample` has to start from to draw this picture [H, W, 3] in 0..1 again, or with people swapped.
+
+        DDIM inversion (paper, 5.3): the prior's own sampling of the prompt at guidance scale 1, backwards. Sample from
+        it with as many steps of "euler" and cfg 1. -> [1, 4, h, w].
+        """
+        context, scheduler = self.encode_prompt(prompt), _scheduler("euler", steps)
+        latents = self.base.autoencoder.encode(picture.to(self.device).movedim(-1, 0)[None] * 2 - 1)
+        levels, sigmas = scheduler.timesteps.flip(0), scheduler.sigmas.flip(0)  # sigmas: 0 first, one more
+        for t, sigma, next_sigma in zip([0.0, *levels[:-1]], sigmas[:-1], sigmas[1:], strict=True):
+            timestep = torch.as_tensor(t).float().to(self.device).expand(1)
+            noise = self.unet.run(latents / (sigma**2 + 1) ** 0.5, timestep, context, None)
+            latents = latents + (next_sigma - sigma) * noise
+        return latents
 
 
 def _scheduler(sampler: Sampler, steps: int) -> SchedulerMixin:
