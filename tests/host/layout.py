@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -52,12 +53,14 @@ def links_behind_nodes(page) -> list[str]:
     boxes = _boxes(page)
     links = page.evaluate(
         "() => [...app.graph.links.values()].map(l => ({from: l.origin_id, to: l.target_id,"
-        " start: [...app.graph.getNodeById(l.origin_id).getConnectionPos(false, l.origin_slot)],"
-        " end: [...app.graph.getNodeById(l.target_id).getConnectionPos(true, l.target_slot)]}))"
+        " stops: [[...app.graph.getNodeById(l.origin_id).getConnectionPos(false, l.origin_slot)],"
+        "  ...(function bends(id) { const bend = app.graph.reroutes.get(id);"
+        "   return bend ? [...bends(bend.parentId), [...bend.pos]] : [] })(l.parentId),"
+        "  [...app.graph.getNodeById(l.target_id).getConnectionPos(true, l.target_slot)]]}))"
     )
     hidden = {}
     for link in links:
-        for x, y in _curve(link["start"], link["end"]):
+        for x, y in itertools.chain.from_iterable(map(_curve, link["stops"], link["stops"][1:])):
             for number, box in boxes.items():
                 if box["x"] + SLACK < x < box["x"] + box["w"] - SLACK and box["y"] < y < box["y"] + box["h"]:
                     names = (boxes[str(link["from"])]["title"], boxes[str(link["to"])]["title"], box["title"])

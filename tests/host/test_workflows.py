@@ -15,9 +15,7 @@ from toy_world.draw import draw_scene
 from toy_world.shape import IMAGE_SIZE
 from toy_world.world import ACTIONS, WORDS, sample_scene
 from training.comfyui import NAME, PACK
-from workflows import NAMES, SHIPPED, pictures_of, read, shipped, to_api
-
-NO_WEIGHTS = f"trained toy models are missing: models/{SHIPPED[0]} and models/{SHIPPED[1]}"
+from workflows import NAMES, SHIPPED
 
 
 def pixels(image: Image.Image) -> np.ndarray:
@@ -56,44 +54,6 @@ def test_the_template_browser_lists_every_workflow_with_its_picture(fresh_server
     for name in NAMES:
         thumbnail = Image.open(io.BytesIO(fresh_server.get(f"/api/workflow_templates/{NAME}/{quote(name)}.jpg")))
         assert thumbnail.format == "JPEG" and thumbnail.width == thumbnail.height
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_a_workflow_runs(fresh_server, name):
-    pictures = pictures_of(name, fresh_server)
-    assert pictures.pop("MoASubjectEncoder").size == (64, 64)  # the reference as it is encoded
-    painted = [picture for title, picture in pictures.items() if "routers" not in title]
-    assert painted
-    for picture in painted:
-        assert picture.size == (IMAGE_SIZE, IMAGE_SIZE) and pixels(picture).std() > 0.05
-
-
-def subject_area(server, workflow) -> np.ndarray:
-    """Where the routers of any branch put a subject, bool [H, W]: the MASKs of a Router Visualizer for each."""
-    api, masks = dict(workflow), []
-    for node, content in workflow.items():
-        model = content["inputs"].get("model", [""])
-        if content["class_type"] == "KSampler" and workflow[model[0]]["class_type"] == "MoAPatchModel":
-            inputs = {"model": model, "samples": [node, 0]}
-            api[f"area{node}"] = {"class_type": "MoARouterVisualizer", "inputs": inputs}
-            api[f"image{node}"] = {"class_type": "MaskToImage", "inputs": {"mask": [f"area{node}", 1]}}
-            api[f"mask{node}"] = {"class_type": "PreviewImage", "inputs": {"images": [f"image{node}", 0]}}
-            masks.append(f"mask{node}")
-    entry = server.queue(api)
-    return np.any([pixels(Image.open(io.BytesIO(server.pictures(entry, m)[0])))[..., 0] > 0.5 for m in masks], axis=0)
-
-
-def test_a_swap_changes_the_person_and_keeps_the_background(fresh_server):
-    name = "Swap the person"
-    pictures = pictures_of(name, fresh_server)
-    subject = subject_area(fresh_server, to_api(read(name), fresh_server.get("/object_info")))
-    change = np.abs(pixels(pictures["Subject A"]) - pixels(pictures["Subject B"])).mean(axis=2)
-    inside, outside = float(change[subject].mean()), float(change[~subject].mean())
-    print(f"swap: {subject.mean():.0%} subject, inside {inside:.4f}, outside {outside:.4f}: {outside / inside:.3f}")
-    if not shipped():
-        pytest.skip(NO_WEIGHTS)
-    assert outside / inside < 0.5
-    assert inside > 0.02  # people who can be told apart
 
 
 def draw(host, seed, pose="standing", word="man"):

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from PIL import Image
+from PIL import Image, ImageSequence
 
 from training.comfyui import PACK, Server
 
@@ -15,6 +15,9 @@ FOLDER = PACK / "workflows"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.json"))
 SHIPPED = ("checkpoints/moa-toy-base.safetensors", "moa/moa-toy.safetensors")
 NOTES = {"Note", "MarkdownNote"}
+NEEDS_FILES = {"Your photo, your checkpoint"}
+"""Workflows for files that everybody has to bring along."""
+RUNNING = [name for name in NAMES if name not in NEEDS_FILES]
 WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
 
 
@@ -55,9 +58,15 @@ def _widgets(node: dict[str, Any], inputs: dict[str, Any]) -> Iterator[tuple[str
                     saved -= 1
 
 
-def pictures_of(name: str, server: Server) -> dict[str, Image.Image]:
-    """Run a shared workflow; the first picture of each output node by the node's title."""
+def pictures_of(name: str, server: Server, api: dict[str, Any] | None = None) -> dict[str, list[Image.Image]]:
+    """Run a shared workflow, or what a test made of its API twin; the pictures of each output node by its title."""
     workflow = read(name)
-    entry = server.queue(to_api(workflow, server.get("/object_info")))
+    entry = server.queue(api or to_api(workflow, server.get("/object_info")))
     titles = {str(node["id"]): node.get("title", node["type"]) for node in workflow["nodes"]}
-    return {titles[node]: Image.open(io.BytesIO(server.pictures(entry, node)[0])) for node in entry["outputs"]}
+    shown = {titles.get(node, node): server.pictures(entry, node) for node, out in entry["outputs"].items()}
+    return {title: [p for file in files for p in _frames(file)] for title, files in shown.items()}
+
+
+def _frames(file: bytes) -> list[Image.Image]:
+    """A picture, or those of an animation."""
+    return [frame.convert("RGB") for frame in ImageSequence.Iterator(Image.open(io.BytesIO(file)))]

@@ -1,0 +1,103 @@
+"""Every shared workflow run over the API, and what its pictures have to show."""
+
+from functools import cache
+
+import numpy as np
+import pytest
+from judged import (
+    cast,
+    change,
+    people,
+    people_in,
+    pixels,
+)
+
+from toy_world.shape import IMAGE_SIZE
+from workflows import RUNNING, SHIPPED, pictures_of, read, shipped, to_api
+
+NO_WEIGHTS = f"trained toy models are missing: models/{SHIPPED[0]} and models/{SHIPPED[1]}"
+trained = pytest.mark.skipif(not shipped(), reason=NO_WEIGHTS)
+SLACK = 0.05
+"""Share of the way by which a step of a row may go back: judges are not finer."""
+
+
+@pytest.fixture(scope="module")
+def gallery(fresh_server):
+    """The pictures of a workflow by their nodes' titles; each runs once."""
+    return cache(lambda name: pictures_of(name, fresh_server))
+
+
+@pytest.fixture(scope="module")
+def twin(fresh_server):
+    """The API twin of a workflow, and its nodes' numbers by title (by type where they have none)."""
+
+    def make(name):
+        workflow = read(name)
+        numbers = {node.get("title", node["type"]): str(node["id"]) for node in workflow["nodes"]}
+        return to_api(workflow, fresh_server.get("/object_info")), numbers
+
+    return make
+
+
+def show_mask(api: dict, node: str, mask: list) -> None:
+    """Let a MASK be among the pictures."""
+    api[f"{node} image"] = {"class_type": "MaskToImage", "inputs": {"mask": mask}}
+    api[node] = {"class_type": "PreviewImage", "inputs": {"images": [f"{node} image", 0]}}
+
+
+@pytest.mark.parametrize("name", RUNNING)
+def test_a_workflow_runs(gallery, name):
+    pictures, kinds = gallery(name), {n.get("title", n["type"]): n["type"] for n in read(name)["nodes"]}
+    painted = [p for title, shown in pictures.items() if kinds[title].startswith("Save") for p in shown]
+    assert painted
+    for picture in painted:
+        assert picture.size == (IMAGE_SIZE, IMAGE_SIZE) and pixels(picture).std() > 0.05
+    for title, shown in pictures.items():
+        if kinds[title] == "MoASubjectEncoder":
+            assert shown[0].size == (64, 64)  # the reference as it is encoded
+
+
+@trained
+def test_a_swap_changes_the_person_and_keeps_the_background(fresh_server, twin):
+    name = "Swap the person"
+    api, _ = twin(name)
+    samplers = [n for n, node in api.items() if node["class_type"] == "KSampler"]
+    for sampler in samplers:
+        model = api[sampler]["inputs"]["model"]
+        if api[model[0]]["class_type"] == "MoAPatchModel":
+            visualizer = {"model": model, "samples": [sampler, 0]}
+            api[f"area {sampler}"] = {"class_type": "MoARouterVisualizer", "inputs": visualizer}
+            show_mask(api, f"mask {sampler}", [f"area {sampler}", 1])
+    pictures = pictures_of(name, fresh_server, api)
+    subject = np.any([pixels(shown[0])[..., 0] > 0.5 for title, shown in pictures.items() if "mask" in title], axis=0)
+    changed = change(pictures["Subject A"][0], pictures["Subject B"][0])
+    inside, outside = float(changed[subject].mean()), float(changed[~subject].mean())
+    print(f"swap: {subject.mean():.0%} subject, inside {inside:.4f}, outside {outside:.4f}: {outside / inside:.3f}")
+    assert outside / inside < 0.5
+    assert inside > 0.02  # people who can be told apart
+
+
+@trained
+def test_one_of_two_is_swapped_and_the_other_stays(fresh_server, gallery, twin):
+    name = "Swap one of two"
+    candidates = people(name)
+    before, after = (gallery(name)[title][0] for title in ("A and B", "C for A"))
+    assert cast(before, candidates) == ["A", "B"] and cast(after, candidates) == ["C", "B"]
+    changed, person = change(before, after), people_in(before, after)
+    left = person & (np.arange(IMAGE_SIZE) < IMAGE_SIZE // 2)
+    swapped, stayed, elsewhere = (float(changed[where].mean()) for where in (left, person & ~left, ~person))
+    print(f"swap one of two: change of the swapped {swapped:.3f}, the other {stayed:.3f}, elsewhere {elsewhere:.3f}")
+    assert stayed < swapped / 2 and elsewhere < swapped / 2
+
+    api, numbers = twin(name)
+    subjects = {letter: [numbers[f"Subject {letter}"], 0] for letter in candidates}
+    (second,) = (n["inputs"] for n in api.values() if n["inputs"].get("subjects.subject0") == subjects["C"])
+    second["subjects.subject1"] = subjects["A"]  # both swapped
+    assert cast(pictures_of(name, fresh_server, api)["C for A"][0], candidates) == ["C", "A"]
+
+
+@trained
+def test_two_people_change_places(gallery):
+    name = "Exchange two people"
+    for title in ("A and B", "B and A"):
+        assert cast(gallery(name)[title][0], people(name)) == title.split(" and ")
