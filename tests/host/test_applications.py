@@ -1,5 +1,6 @@
 """Every shared workflow run over the API, and what its pictures have to show."""
 
+import itertools
 from functools import cache
 
 import numpy as np
@@ -7,6 +8,8 @@ import pytest
 from judged import (
     cast,
     change,
+    likelihood,
+    look,
     people,
     people_in,
     pixels,
@@ -101,3 +104,15 @@ def test_two_people_change_places(gallery):
     name = "Exchange two people"
     for title in ("A and B", "B and A"):
         assert cast(gallery(name)[title][0], people(name)) == title.split(" and ")
+
+
+@trained
+def test_a_morph_goes_from_one_person_to_the_other_and_never_back(gallery):
+    a, b = people("Morph").values()
+    seen = look([*gallery("Morph")["Animation"], *gallery("Morph")["Between A and B"]])[0]
+    odds = likelihood(seen, b) - likelihood(seen, a)  # log, of being B rather than A
+    assert len(odds) > 5 and odds[0] < 0 < odds[-2]
+    *way, half = ((odds - odds[0]) / (odds[-2] - odds[0])).tolist()
+    print("morph, share of the way:", *(f"{share:.2f}" for share in way), f"half {half:.2f}")
+    assert all(after > before - SLACK for before, after in itertools.pairwise(way))
+    assert 0.1 < half < 0.9
