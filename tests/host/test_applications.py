@@ -6,13 +6,16 @@ from functools import cache
 import numpy as np
 import pytest
 from judged import (
+    KEPT,
     cast,
     change,
     likelihood,
     look,
+    peak_signal_to_noise,
     people,
     people_in,
     pixels,
+    read_off,
 )
 
 from toy_world.shape import IMAGE_SIZE
@@ -116,3 +119,26 @@ def test_a_morph_goes_from_one_person_to_the_other_and_never_back(gallery):
     print("morph, share of the way:", *(f"{share:.2f}" for share in way), f"half {half:.2f}")
     assert all(after > before - SLACK for before, after in itertools.pairwise(way))
     assert 0.1 < half < 0.9
+
+
+@trained
+def test_a_photo_comes_back_from_its_noise_and_with_a_subject_another_person_stands_in_it(fresh_server, twin):
+    name = "Swap a person in a photo"
+    api, numbers = twin(name)
+    checkpoint, encoded = [numbers["CheckpointLoaderSimple"], 0], [numbers["VAEEncode"], 0]
+    back = api[numbers["Noise to photo: MoA"]]
+    api["again"] = {"class_type": "SamplerCustom", "inputs": back["inputs"] | {"model": checkpoint}}
+    for title, latents in (("without a swap", ["again", 0]), ("autoencoder", encoded)):
+        decode = {"samples": latents, "vae": [checkpoint[0], 2]}
+        api[f"decode {title}"] = {"class_type": "VAEDecode", "inputs": decode}
+        api[title] = {"class_type": "PreviewImage", "inputs": {"images": [f"decode {title}", 0]}}
+    pictures = {title: shown[0] for title, shown in pictures_of(name, fresh_server, api).items()}
+    photo, swapped = pictures["The photo"], pictures["Swapped"]
+    same, limit = (peak_signal_to_noise(photo, pictures[title]) for title in ("without a swap", "autoencoder"))
+    changed, person = change(photo, swapped), people_in(photo, swapped)
+    inside, outside = float(changed[person].mean()), float(changed[~person].mean())
+    print(f"photo: back at {same:.1f} dB, autoencoder {limit:.1f}; swap inside {inside:.3f}, outside {outside:.3f}")
+    assert same > min(20, limit - 0.5)
+    assert inside > 0.1 and outside < inside / 3
+    (who,) = people(name).values()
+    assert all(read_off([swapped], attribute) == [vars(who)[attribute]] for attribute in KEPT)
