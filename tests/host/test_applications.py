@@ -19,6 +19,7 @@ from judged import (
 )
 
 from toy_world.shape import IMAGE_SIZE
+from training.toy.renders import ATTRIBUTES
 from workflows import RUNNING, SHIPPED, pictures_of, read, shipped, to_api
 
 NO_WEIGHTS = f"trained toy models are missing: models/{SHIPPED[0]} and models/{SHIPPED[1]}"
@@ -142,3 +143,20 @@ def test_a_photo_comes_back_from_its_noise_and_with_a_subject_another_person_sta
     assert inside > 0.1 and outside < inside / 3
     (who,) = people(name).values()
     assert all(read_off([swapped], attribute) == [vars(who)[attribute]] for attribute in KEPT)
+
+
+@trained
+def test_the_second_of_two_in_a_photo_is_swapped_and_the_first_stays(gallery):
+    name = "Swap the second of two in a photo"
+    photo, swapped = (gallery(name)[title][0] for title in ("The photo", "Swapped"))
+    (woman,) = people(name).values()
+    changed, person = change(photo, swapped), people_in(photo, swapped)
+    left = person & (np.arange(IMAGE_SIZE) < IMAGE_SIZE // 2)
+    second, first, outside = (float(changed[where].mean()) for where in (person & ~left, left, ~person))
+    print(f"second of two: change {second:.3f}, of the first {first:.3f}, outside {outside:.3f}")
+    assert second > 0.1 and first < second / 2 and outside < second / 2
+    for attribute in KEPT:
+        before, after = (read_off([picture], attribute, 2) for picture in (photo, swapped))
+        assert before == after
+        seen = look([swapped], 2)[1][attribute].argmax(dim=1).item()
+        assert ATTRIBUTES[attribute][seen] == vars(woman)[attribute]
