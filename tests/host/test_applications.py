@@ -160,3 +160,23 @@ def test_the_second_of_two_in_a_photo_is_swapped_and_the_first_stays(gallery):
         assert before == after
         seen = look([swapped], 2)[1][attribute].argmax(dim=1).item()
         assert ATTRIBUTES[attribute][seen] == vars(woman)[attribute]
+
+
+@trained
+def test_the_mask_lets_clothes_change_round_a_person_and_the_place_behind_them(fresh_server, twin):
+    name = "Other clothes, other place"
+    api, numbers = twin(name)
+    show_mask(api, "mask", [numbers["MoARouterVisualizer"], 1])
+    pictures = {title: shown[0] for title, shown in pictures_of(name, fresh_server, api).items()}
+    first, clothes, place = (pictures[title] for title in ("First picture", "Other clothes", "Other place"))
+    person = pixels(pictures["mask"])[..., 0] > 0.5
+    worn = people_in(first) & ~person
+    (who,) = people(name).values()
+    for title, picture, painted in (("clothes", clothes, worn), ("place", place, ~people_in(first, place))):
+        changed = change(first, picture)
+        kept, new = float(changed[person].mean()), float(changed[painted].mean())
+        print(f"other {title}: change {new:.3f}, of the person {kept:.3f}")
+        assert new > 0.08 and kept < new / 2
+    assert read_off([first, clothes], "scene") == ["beach", "beach"] and read_off([place], "scene") == ["lavender"]
+    for attribute in KEPT:
+        assert read_off([first, clothes, place], attribute) == 3 * [vars(who)[attribute]]
