@@ -180,3 +180,17 @@ def test_the_mask_lets_clothes_change_round_a_person_and_the_place_behind_them(f
     assert read_off([first, clothes], "scene") == ["beach", "beach"] and read_off([place], "scene") == ["lavender"]
     for attribute in KEPT:
         assert read_off([first, clothes, place], attribute) == 3 * [vars(who)[attribute]]
+
+
+@trained
+def test_a_time_lapse_ages_the_person_and_keeps_who_it_is(gallery):
+    name = "Time lapse"
+    row = [gallery(name)[title][0] for title in ("Kid", "A third older", "Two thirds older", "Old")]
+    kid, _, old = look(row)[0]["age"].exp().unbind(dim=1)
+    age = ((old - kid + 1) / 2).tolist()
+    print("time lapse, from kid to old:", *(f"{value:.2f}" for value in age))
+    assert read_off(row, "age")[0] == "kid" and read_off(row, "age")[-1] == "old"
+    assert all(after > before - SLACK for before, after in itertools.pairwise(age))
+    (who,) = people(name).values()
+    for attribute in KEPT:
+        assert read_off(row, attribute) == 4 * [vars(who)[attribute]]
