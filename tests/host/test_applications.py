@@ -194,3 +194,12 @@ def test_a_time_lapse_ages_the_person_and_keeps_who_it_is(gallery):
     (who,) = people(name).values()
     for attribute in KEPT:
         assert read_off(row, attribute) == 4 * [vars(who)[attribute]]
+
+
+@trained
+def test_a_story_keeps_both_people_at_their_words_through_all_scenes(gallery):
+    man, woman = people("Story").values()
+    scenes = gallery("Story")["Story"]
+    right = [cast(picture, {"man": man, "woman": woman}) == ["man", "woman"] for picture in scenes]
+    assert len(scenes) == 4 and np.mean(right) >= 0.8
+    assert read_off(scenes, "scene", 2) == ["beach", "forest", "city", "mountain"]
