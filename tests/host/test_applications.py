@@ -203,3 +203,16 @@ def test_a_story_keeps_both_people_at_their_words_through_all_scenes(gallery):
     right = [cast(picture, {"man": man, "woman": woman}) == ["man", "woman"] for picture in scenes]
     assert len(scenes) == 4 and np.mean(right) >= 0.8
     assert read_off(scenes, "scene", 2) == ["beach", "forest", "city", "mountain"]
+
+
+@trained
+def test_four_layouts_of_one_couple_differ_and_the_couple_does_not(gallery):
+    name = "Four layouts of one couple"
+    pictures, (man, woman) = gallery(name)["Four layouts"], people(name).values()
+    for picture in pictures:
+        assert cast(picture, {"man": man, "woman": woman}) == ["man", "woman"]
+    places = [people_in(picture) for picture in pictures]
+    apart = [1 - (a & b).sum() / (a | b).sum() for a, b in itertools.combinations(places, 2)]
+    print("layouts, 1 - overlap:", *(f"{value:.2f}" for value in apart))
+    assert len(pictures) == 4 and min(apart) > 0.1
+    assert read_off(pictures, "action", 2).count("holding a book") >= 3  # the book hides part of the man
