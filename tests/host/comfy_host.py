@@ -6,6 +6,7 @@ import asyncio
 import importlib
 import os
 import sys
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -28,6 +29,25 @@ class Host:
             out = node.execute(*args, **kwargs)
             return out.result if hasattr(out, "result") else out
         return getattr(node(), node.FUNCTION)(*args, **kwargs)
+
+    def run_graph(self, api: dict, ready: dict[str, tuple], wanted: str) -> tuple:
+        """The outputs of the node of a type in an API workflow; ready: outputs of the types that are not executed."""
+
+        @cache
+        def outputs(number: str) -> tuple:
+            kind, inputs = api[number]["class_type"], {}
+            if kind in ready:
+                return ready[kind]
+            for name, value in api[number]["inputs"].items():
+                value = outputs(value[0])[value[1]] if isinstance(value, list) else value
+                group, dot, member = name.partition(".")
+                if dot:
+                    inputs.setdefault(group, {})[member] = value
+                else:
+                    inputs[name] = value
+            return self.run(kind, **inputs)
+
+        return outputs(next(number for number, node in api.items() if node["class_type"] == wanted))
 
     def module(self, name: str):
         """A module of the pack, as the host imported it: `nodes.patch_model`, `moa_core.binding`."""
