@@ -88,9 +88,10 @@ def test_the_unpatched_model_and_clip_stay_as_they_were(host, scene, moa):
 @pytest.mark.parametrize("routing", ["sparse", "dense"])
 @pytest.mark.parametrize("bound", [True, False])
 def test_a_fresh_moa_samples_as_the_prior(host, scene, fresh, routing, bound):
-    model, clip, positive, negative, subjects = scene
+    model, clip, positive, negative, _ = scene
     plain = host.sample(model, positive, negative)["samples"]
-    patched, patched_clip = host.patch(model, clip, fresh, *(subjects if bound else []), routing=routing)
+    subjects = [host.subject(fresh, 1), host.subject(fresh, 2)] if bound else []
+    patched, patched_clip = host.patch(model, clip, fresh, *subjects, routing=routing)
     out = host.sample(patched, host.prompt(patched_clip, "a man and a man in paris"), negative)["samples"]
     assert (out - plain).abs().max() < 1e-5 * plain.abs().max()
 

@@ -57,7 +57,7 @@ def test_a_loaded_subject_draws_the_same_picture_to_the_bit(host, loaded, moa):
 
 
 def test_a_loaded_morph_of_image_tokens_keeps_its_frames_its_weight_and_its_area(host, loaded, toy_base, tmp_path):
-    moa = adapter(host, toy_base, tmp_path, "plus")
+    moa = adapter(host, toy_base.unet, tmp_path, "plus")
     area = torch.zeros(1, 128, 128)
     area[..., :64] = 1
     pictures = torch.rand(2, 1, 64, 64, 3)
@@ -84,13 +84,13 @@ def test_a_subject_of_another_image_encoder_is_refused_by_both_names(host, loade
     ):
         host.patch(loaded[0], loaded[1], other, subject)
     host.patch(loaded[0], loaded[1], half(host, moa, "moa-half.safetensors"), subject)
-    plus = adapter(host, toy_base, tmp_path, "plus")
+    plus = adapter(host, toy_base.unet, tmp_path, "plus")
     person = host.run("MoASubjectEncoder", plus, torch.rand(1, 64, 64, 3), "man")[0]
     with pytest.raises(ValueError, match=r"'plus\.safetensors'.*'moa-stirred\.safetensors'"):
         host.patch(loaded[0], loaded[1], moa, person)
     with pytest.raises(ValueError, match=r"'plus\.safetensors'.*'moa-stirred\.safetensors'"):
         host.run("MoASubjectInterpolate", person, subject, 0.5, 1, "linear")
-    seen_otherwise = adapter(host, toy_base, tmp_path, "plus", "sharp", num_hidden_layers=4)
+    seen_otherwise = adapter(host, toy_base.unet, tmp_path, "plus", "sharp", num_hidden_layers=4)
     with pytest.raises(ValueError, match=r"'plus\.safetensors'.*'sharp\.safetensors'"):
         host.patch(loaded[0], loaded[1], seen_otherwise, person)
 
