@@ -182,8 +182,12 @@ def test_the_help_of_every_node_is_a_page_with_a_picture(page, fresh_server, tmp
     for name in ours:
         page.evaluate(
             "name => { app.graph.clear(); const node = LiteGraph.createNode(name); app.graph.add(node);"
-            " node.pos = [400, 300]; app.canvas.selectNode(node) }",
+            " node.pos = [400, 300] }",
             name,
+        )
+        page.wait_for_function(  # a graph that is still loading takes the selection away again
+            "() => { app.canvas.selectNode(app.graph._nodes[0]);"
+            " return document.querySelector('[data-testid=info-button]') }"
         )
         page.get_by_test_id("info-button").click()
         page.get_by_role("heading", name="When it goes wrong").wait_for(timeout=20_000)
