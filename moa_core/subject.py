@@ -81,7 +81,7 @@ def interpolate(a: Subject, b: Subject, amount: float, frames: int = 1, method: 
     else:
         weight = torch.full_like(start[:, :1], amount)
     shown = a.weight + (b.weight - a.weight) * amount if frames == 1 else a.weight
-    return Subject(blend(start, end, weight), a.word, f"{a.name} - {b.name}", shown, a.area, a.encoder)
+    return Subject(blend(start, end, weight), a.word, f"{a.name} - {b.name}", shown, a.area, a.encoder or b.encoder)
 
 
 def _slerp(start: Tensor, end: Tensor, weight: Tensor) -> Tensor:

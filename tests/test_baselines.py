@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from toy_run import config
 
 from moa_core.binding import Binding
@@ -121,6 +122,10 @@ def test_the_ip_adapter_is_written_as_its_files_are_and_adds_the_same_where_a_pe
             stirred = parameter + 0.2 * torch.randn(parameter.shape, generator=random)
             parameter.data = stirred.half().to(parameter)
     METHODS["ip_adapter"].save(setting.moa, tmp_path / "ip-adapter.safetensors")
+    with safe_open(tmp_path / "ip-adapter.safetensors", "pt") as file:
+        numbers = {int(name.split(".")[1]) for name in file.keys() if name.startswith("ip_adapter.")}  # noqa: SIM118
+    processors = list(setting.base.unet.attn_processors)  # by which other packs find the layers
+    assert numbers == {n for n, name in enumerate(processors) if name.endswith("attn2.processor")}
     adapter = load_ip_adapter(tmp_path / "ip-adapter.safetensors")
     assert adapter.projector.reads == "image_embeds"
     with torch.no_grad():
