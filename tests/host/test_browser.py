@@ -185,9 +185,11 @@ def test_the_help_of_every_node_is_a_page_with_a_picture(page, fresh_server, tmp
             " node.pos = [400, 300] }",
             name,
         )
-        page.wait_for_function(  # a graph that is still loading takes the selection away again
-            "() => { app.canvas.selectNode(app.graph._nodes[0]);"
-            " return document.querySelector('[data-testid=info-button]') }"
+        page.wait_for_function(  # the button comes some frames after a selection, which a busy frontend may undo
+            "() => { const [node] = app.graph._nodes;"
+            " if (!app.canvas.selectedItems.has(node)) app.canvas.selectNode(node);"
+            " return document.querySelector('[data-testid=info-button]') }",
+            polling=300,
         )
         page.get_by_test_id("info-button").click()
         page.get_by_role("heading", name="When it goes wrong").wait_for(timeout=20_000)
