@@ -57,8 +57,12 @@ def main() -> None:
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--areas", type=float, nargs="+", default=[0.10, 0.25, 0.50], help="subject area, 0 to 1")
+    parser.add_argument(
+        "--use-pytorch-cross-attention", action="store_true", help="ComfyUI's flag: on a CPU its default is slower"
+    )
     options = parser.parse_args()
-    host = start_host(make_base_directory(Path(tempfile.mkdtemp())), cpu=not torch.cuda.is_available())
+    base, cpu = make_base_directory(Path(tempfile.mkdtemp())), not torch.cuda.is_available()
+    host = start_host(base, cpu, use_pytorch_cross_attention=options.use_pytorch_cross_attention)
     shares = TrainedShares.of_shipped()
     print(shares)
     with torch.inference_mode():

@@ -71,12 +71,12 @@ class Host:
         return self.run("MoAPatchModel", model, clip, moa, chosen, **widgets)
 
 
-def start_host(base: Path, cpu: bool = True) -> Host:
-    """Import ComfyUI and the pack; once in a process."""
+def start_host(base: Path, cpu: bool = True, **flags: bool) -> Host:
+    """Import ComfyUI and the pack; once in a process. flags: of ComfyUI's own command line."""
     sys.path.insert(0, str(find_comfyui()))
     from comfy.cli_args import args
 
-    args.cpu, args.base_directory = cpu, str(base)
+    vars(args).update(cpu=cpu, base_directory=str(base), **flags)
     before = os.getcwd()
     import nodes
 
