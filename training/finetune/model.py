@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor, nn
 
 from moa_core.address import Address
@@ -82,6 +83,8 @@ class Finetune(nn.Module):
 def build(config: Config) -> tuple[Base, MoA, Finetune]:
     """The base model, a fresh MoA, and both as what is trained. Raises BaseError."""
     base = load_base(config.model.base)
+    if config.run.precision == "bf16" and not torch.cuda.is_available():
+        base.unet.set_attn_processor(AttnProcessor())  # as the experts' plain_attention
     shape = {"router_hidden": config.model.router_hidden, "timesteps": config.loss.timesteps}
     moa = fresh_moa(base, Path(config.model.image_encoder), **shape)
     method = METHODS[config.model.method]
