@@ -6,6 +6,8 @@ from pathlib import Path
 
 LONGEST_SENTENCE = 300
 """Characters of a refusal: it must be read in a dialog, whatever a damaged file holds."""
+COMPARE = "compare with the page it came from and download it again"
+"""What to do about an unreadable file."""
 
 
 class FileError(ValueError):

@@ -14,14 +14,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from .address import BlockShape
+from .file_error import COMPARE, FileError, unreadable
 from .image_mixture import ImageMixture
 from .image_tokens import POOLED, ImageTokens, image_tokens
 from .whole_file import whole
 
-FITTING = (
-    "ip-adapter_sd15, ip-adapter_sd15_light, ip-adapter-plus(-face)_sd15, ip-adapter-full-face_sd15 for SD 1.5, "
-    "ip-adapter_sdxl, ip-adapter_sdxl_vit-h, ip-adapter-plus(-face)_sdxl_vit-h for SDXL"
-)
+FITTING = "ip-adapter(_light, -plus, -plus-face, -full-face)_sd15 or ip-adapter(-plus, -plus-face)_sdxl(_vit-h)"
 """Files that this pack reads."""
 SDXL, SDXL_TEXT = "SDXL", 2048
 """The family, and how wide its text embedding is."""
@@ -30,8 +28,8 @@ KOLORS_RESAMPLER = 2048
 _LAYER = re.compile(r"(\d+)\.to_([kv])_ip\.weight$")
 
 
-class IPAdapterFileError(ValueError):
-    """A sentence for the user: the file, what was expected, what was found, what to do."""
+class IPAdapterFileError(FileError):
+    """Why an IP-Adapter file is refused."""
 
 
 @dataclass
@@ -55,9 +53,10 @@ def load_ip_adapter(path: str | os.PathLike, operations: Any = nn, dtype: torch.
     path = Path(path)
     if path.suffix != ".safetensors":
         raise IPAdapterFileError(
-            f"'{path.name}' is a pickle, which can run code and is not read: get the .safetensors file of its name "
-            "from the page it came from, or convert it (torch.load with weights_only=True, then "
-            "safetensors.torch.save_file with names joined by dots: image_proj.*, ip_adapter.*)"
+            path.name,
+            "is a pickle, which can run code and is not read",
+            "get the .safetensors file of its name from where it came from, or convert it (torch.load with "
+            "weights_only=True, then safetensors.torch.save_file, names joined by dots: image_proj.*, ip_adapter.*)",
         )
     weights = _read(path)
     image = {name.removeprefix("image_proj."): w for name, w in weights.items() if name.startswith("image_proj.")}
@@ -68,8 +67,9 @@ def load_ip_adapter(path: str | os.PathLike, operations: Any = nn, dtype: torch.
         mixture = _mixture(layers, projector, operations, dtype)
     except (KeyError, ValueError, RuntimeError, IndexError) as error:
         raise IPAdapterFileError(
-            f"'{path.name}' does not hold the weights of an IP-Adapter as its names say ({' '.join(str(error).split())}"
-            f"): it is damaged or of a new kind. Download it again, or use one of {FITTING}"
+            path.name,
+            f"is damaged or of a new kind ({error})",
+            f"download it again, or use {FITTING}",
         ) from error
     return IPAdapter(mixture, projector)
 
@@ -99,13 +99,10 @@ def _read(path: Path) -> dict[str, Tensor]:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
     except FileNotFoundError:
         raise IPAdapterFileError(
-            f"'{path}' does not exist: put the IP-Adapter file into ComfyUI's models/ipadapter folder"
+            str(path), "does not exist", "put the IP-Adapter file into ComfyUI's models/ipadapter folder"
         ) from None
     except (SafetensorError, OSError) as error:
-        raise IPAdapterFileError(
-            f"'{path.name}' cannot be read as a .safetensors file ({error}): it is damaged, cut short or of another "
-            f"kind. It has {path.stat().st_size:,} bytes; compare with the page it came from and download it again"
-        ) from error
+        raise IPAdapterFileError(path.name, unreadable(path, error), COMPARE) from error
 
 
 def _refuse_others(path: Path, image: dict[str, Tensor], layers: dict[str, Tensor]) -> None:
@@ -121,7 +118,7 @@ def _refuse_others(path: Path, image: dict[str, Tensor], layers: dict[str, Tenso
         reason = "is for another family of models (Flux, for example)"
     else:
         return
-    raise IPAdapterFileError(f"'{path.name}' {reason}. Get one of {FITTING} as .safetensors, from h94/IP-Adapter")
+    raise IPAdapterFileError(path.name, reason, f"get {FITTING} as .safetensors, from h94/IP-Adapter")
 
 
 def _mixture(layers: dict[str, Tensor], projector: ImageTokens, operations: Any, dtype: torch.dtype) -> ImageMixture:

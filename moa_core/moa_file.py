@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from .file_error import FileError, short, unreadable
+from .file_error import COMPARE, FileError, short, unreadable
 from .moa import MoA, MoAConfig
 from .whole_file import whole
 
@@ -70,9 +70,7 @@ def _read(path: Path) -> tuple[MoAConfig, dict[str, Tensor]]:
     except FileNotFoundError:
         raise MoAFileError(str(path), "does not exist", "put the MoA file into ComfyUI's models/moa folder") from None
     except (SafetensorError, OSError) as error:
-        raise MoAFileError(
-            path.name, unreadable(path, error), "compare with the page it came from and download it again"
-        ) from error
+        raise MoAFileError(path.name, unreadable(path, error), COMPARE) from error
 
 
 def _config(path: Path, metadata: dict[str, str], tensors: int) -> MoAConfig:
