@@ -50,7 +50,7 @@ class Setting:
 
     @torch.no_grad()
     def prior(self) -> torch.Tensor:
-        return self.model.unet(*self.inputs, self.context, strength=0.0)
+        return self.model.unet.run(*self.inputs, self.context, None)
 
 
 def test_no_moa_layer_differs_from_moa_by_its_layers_alone(toy):

@@ -60,7 +60,7 @@ def test_comfyui_and_diffusers_agree(host, toy_base, shape):
     from moa_core.moa import MoA, MoAConfig
     from moa_core.subject import Subject
     from moa_core.subject_area import SubjectArea, View
-    from moa_core.unet_call import BoundTokens
+    from moa_core.unet_call import BoundTokens, UNetCall
     from toy_world.shape import IMAGE_ENCODER
     from training.host.adapter import MoAUNet
     from training.host.ldm_names import unet_to_ldm
@@ -111,9 +111,10 @@ def test_comfyui_and_diffusers_agree(host, toy_base, shape):
         area = SubjectArea(batch, (size, size), timesteps.tolist()) if sparse else None
         for x, timestep, our in zip(inputs, timesteps, ours, strict=True):
             where = area and area.at(float(timestep), views, x)
-            theirs = diffusers_unet(x, timestep.expand(batch), contexts, rows, 1.0, where)
+            call = UNetCall(moa.mixture, contexts, timestep.expand(batch), rows, area=where)
+            theirs = diffusers_unet.run(x, timestep.expand(batch), contexts, call)
             if area:
-                area.add(diffusers_unet.call.wanted, dict(enumerate(views)), x)
+                area.add(call.wanted, dict(enumerate(views)), x)
             difference = (our - theirs).abs().max().item()
             print(f"{shape} {'sparse' if sparse else 'dense'} at {timestep:.0f}: max abs difference {difference:.1e}")
             assert difference < 1e-4

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from moa_core.address import Address
 from moa_core.image_mixture import ImageCall, ImageMixture
 from moa_core.moa import Mixture
-from moa_core.subject_area import RowsArea
 from moa_core.trace import layer_size
 from moa_core.unet_call import BoundTokens, UNetCall
 
@@ -34,23 +33,9 @@ class MoAUNet(nn.Module):
             if address and isinstance(module, Attention):
                 module.set_processor(MoAProcessor(self, address, name.rsplit(".", 1)[-1], module.processor))
 
-    def forward(
-        self,
-        latents: Tensor,
-        timestep: Tensor,
-        context: Tensor,
-        bound: BoundTokens | None = None,
-        strength: float = 1.0,
-        area: RowsArea | None = None,
-    ) -> Tensor:
-        """latents [B, 4, h, w], timestep [B], context [B, T, D] -> predicted noise [B, 4, h, w].
-
-        strength 0 runs the prior alone. area: where the expert is asked in sparse routing.
-        """
-        call = None
-        if strength > 0.0:
-            call = self.call_type(self.mixture, context, timestep, bound, strength, area)
-        return self.run(latents, timestep, context, call)
+    def forward(self, latents: Tensor, timestep: Tensor, context: Tensor, bound: BoundTokens | None = None) -> Tensor:
+        """latents [B, 4, h, w], timestep [B], context [B, T, D] -> predicted noise [B, 4, h, w]."""
+        return self.run(latents, timestep, context, self.call_type(self.mixture, context, timestep, bound))
 
     def run(
         self, latents: Tensor, timestep: Tensor, context: Tensor, call: UNetCall | ImageCall | None, **others: Any
