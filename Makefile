@@ -5,7 +5,7 @@ RUN := $(VENV)/bin/python
 # ComfyUI imports torchaudio; the newest torch and the last torchaudio refuse each other. This set works with both.
 TORCH := torch==2.11.0 torchvision==0.26.0 torchaudio==2.11.0
 
-.PHONY: test demo lint bench soak setup toy-base toy-moa toy-judges
+.PHONY: test demo lint bench soak setup toy-base toy-moa toy-addons toy-judges
 
 test: setup
 	$(RUN) -m pytest
@@ -42,6 +42,15 @@ toy-moa: setup
 	$(RUN) -m training.train --config training/configs/toy.yaml $(if $(wildcard runs/toy/moa/checkpoints/*),--resume latest)
 	$(RUN) -m training.train --config training/configs/toy-longer.yaml --resume latest
 	cp runs/toy/moa/moa-toy.safetensors models/moa
+
+toy-addons: setup
+	$(TOY) controlnet --run runs/toy --base models/checkpoints/moa-toy-base.safetensors --scenes 6000 --steps 2000 \
+		$(compiled) $(call resume,controlnet)
+	$(TOY) style-lora --run runs/toy --base models/checkpoints/moa-toy-base.safetensors --scenes 6000 --steps 600 \
+		$(compiled) $(call resume,style-lora)
+	mkdir -p models/controlnet models/loras
+	cp runs/toy/moa-toy-pose.safetensors models/controlnet
+	cp runs/toy/moa-toy-ink.safetensors models/loras
 
 toy-judges: setup
 	$(TOY) readout --run runs/toy --scenes 6000 --steps 1700 $(call resume,readout)

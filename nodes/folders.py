@@ -6,6 +6,8 @@ from pathlib import Path
 import folder_paths
 
 SHIPPED = Path(__file__).resolve().parent.parent / "models"
+KINDS = ("checkpoints", "moa", "controlnet", "loras")
+"""Of the toy models there."""
 SUBJECTS = "moa_subjects"
 """Folder of subject files, among the models and in the output folder."""
 
@@ -27,7 +29,7 @@ def add_model_folders() -> None:
     paths, kinds = folder_paths.folder_names_and_paths.get("ipadapter", ([], set()))
     known = [*paths, *([] if own in paths else [own])]
     folder_paths.folder_names_and_paths["ipadapter"] = (known, set(kinds) | {".safetensors", ".bin"})
-    for kind in ("checkpoints", "moa"):
+    for kind in KINDS:
         folder_paths.add_model_folder_path(kind, str(SHIPPED / kind))
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from comfy_api.latest import io
 
-from ..toy_world.draw import draw_person
+from ..toy_world.draw import draw_person, draw_person_pose
 from ..toy_world.world import ACTIONS, WORDS, someone
 from .sockets import CATEGORY
 
@@ -36,16 +36,25 @@ class MoAToySubject(io.ComfyNode):
                     options=list(WORDS),
                     tooltip="Whom to draw. Enter the same word in Subject Encoder and use it in the prompt.",
                 ),
+                io.Boolean.Input(
+                    "skeleton",
+                    default=False,
+                    optional=True,
+                    tooltip="On: IMAGE shows how the person stands and not who it is, for the toy pose ControlNet.",
+                ),
             ],
             outputs=[
-                io.Image.Output(tooltip="The person before a plain background."),
+                io.Image.Output(tooltip="The person before a plain background, or the pose alone."),
                 io.Mask.Output(tooltip="White on the person."),
             ],
         )
 
     @classmethod
-    def execute(cls, seed: int, pose: str, word: str) -> io.NodeOutput:
+    def execute(cls, seed: int, pose: str, word: str, skeleton: bool = False) -> io.NodeOutput:
         framing = "full length" if pose == "riding a bike" else "portrait"
-        picture, mask = draw_person(someone(seed, word), word, action=pose, framing=framing)
+        who = someone(seed, word)
+        picture, mask = draw_person(who, word, action=pose, framing=framing)
+        if skeleton:
+            picture = draw_person_pose(who, word, pose, framing)
         image = torch.from_numpy(np.array(picture)).float() / 255  # [H, W, 3]
         return io.NodeOutput(image[None], torch.from_numpy(mask).float()[None])

@@ -12,6 +12,7 @@ from .shape import IMAGE_SIZE
 from .world import Clothes, Identity, Person, Scene
 
 NEUTRAL: Colour = (122, 116, 104)
+CLOTHES = Clothes("teal", "navy", "plain", True)
 GROUND = 120.0
 
 
@@ -43,8 +44,7 @@ def draw_person(
     background: Colour = NEUTRAL,
 ) -> tuple[Image.Image, np.ndarray]:
     """A reference picture: one person before a plain background, and who is where, bool [size, size]."""
-    clothes = clothes or Clothes("teal", "navy", "plain", True)
-    person = Person(identity, word, age, action, clothes)
+    person = Person(identity, word, age, action, clothes or CLOTHES)
     canvas = Canvas(size, background)
     pen = _stand(canvas, person, framing, alone=True)
     pen.segment = 1
@@ -75,6 +75,14 @@ def draw_pose(scene: Scene, size: int = IMAGE_SIZE) -> Image.Image:
         pen.line([(0, 0), build.head], 0.16, BONES["head"])
         pen.circle(*build.head, 0.3, BONES["head"])
     return canvas.finish()[0]
+
+
+def draw_person_pose(
+    identity: Identity, word: str = "man", action: str = "standing", framing: str = "portrait", size: int = IMAGE_SIZE
+) -> Image.Image:
+    """How the adult of a reference picture stands, as a skeleton on black."""
+    person = Person(identity, word, "adult", action, CLOTHES)
+    return draw_pose(Scene("room", framing, (person,)), size)  # a pose has no place
 
 
 def _stand(canvas: Canvas, person: Person, framing: str, alone: bool) -> Pen:

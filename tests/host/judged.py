@@ -23,12 +23,8 @@ readout = cache(Readout.load)
 def people(name: str) -> dict[str, Identity]:
     """Whom the Toy Subjects of a workflow draw, by the last word of their titles."""
     toys = [node for node in read(name)["nodes"] if node["type"] == "MoAToySubject"]
-    return {node.get("title", "Subject").split()[-1]: _drawn_by(node) for node in toys}
-
-
-def _drawn_by(node: dict) -> Identity:
-    seed, _, _, word = node["widgets_values"]
-    return someone(seed, word)
+    drawn = {node.get("title", "Subject").split()[-1]: node["widgets_values_named"] for node in toys}
+    return {title: someone(w["seed"], w["word"]) for title, w in drawn.items() if not w["skeleton"]}
 
 
 def pixels(image: Image.Image) -> np.ndarray:

@@ -34,12 +34,13 @@ def test_the_packs_folders_come_after_all_of_the_users(host, tmp_path, monkeypat
 
     own, extra = host.base / "models", tmp_path / "extra"
     extensions = folder_paths.folder_names_and_paths["checkpoints"][1]
-    known = {"checkpoints": ([str(own / "checkpoints")], extensions)}
+    known = {kind: ([str(own / kind)], extensions) for kind in ("checkpoints", "controlnet", "loras")}
     monkeypatch.setattr(folder_paths, "folder_names_and_paths", known)
-    for kind in ("checkpoints", "moa"):  # as extra_model_paths.yaml does, before custom nodes are loaded
+    kinds = (*known, "moa")
+    for kind in kinds:  # as extra_model_paths.yaml does, before custom nodes are loaded
         folder_paths.add_model_folder_path(kind, str(extra / kind))
     host.module("nodes.folders").add_model_folders()
-    for kind in ("checkpoints", "moa"):
+    for kind in kinds:
         *users, last = folder_paths.get_folder_paths(kind)
         assert last == str(PACK / "models" / kind)
         assert sorted(users) == sorted([str(own / kind), str(extra / kind)])
@@ -77,6 +78,18 @@ def test_a_toy_subjects_pose_is_not_who_it_is(host):
     standing, *others = (draw(host, 4, pose)[0] for pose in ACTIONS if pose != "riding a bike")
     face = slice(40, 76), slice(52, 76)
     assert all(torch.equal(other[face], standing[face]) and not torch.equal(other, standing) for other in others)
+
+
+@pytest.mark.parametrize("pose", ACTIONS)
+def test_a_toy_subjects_skeleton_is_how_it_stands_and_not_who_it_is(host, pose):
+    image, mask = host.run("MoAToySubject", 4, pose, "man", skeleton=True)
+    assert torch.equal(mask[0], draw(host, 4, pose)[1])
+    bones = image[0].amax(dim=2) > 0.5
+    assert 0.01 < bones.float().mean() < 0.5 * mask.mean()
+    in_hand = pose not in ("standing", "waving")  # what they hold or ride is no part of the mask
+    assert mask[0][bones].mean() > (0.7 if in_hand else 0.95)
+    others = [host.run("MoAToySubject", 4, other, "man", skeleton=True)[0] for other in ACTIONS if other != pose]
+    assert all((image - other).abs().mean() > 1e-3 for other in others)
 
 
 @pytest.mark.parametrize("pose", ACTIONS)
