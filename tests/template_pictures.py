@@ -11,8 +11,8 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from tests.host.workflows import FOLDER, NAMES, NEEDS_FILES, pictures_of, read
 from training.comfyui import Server, find_comfyui, make_base_directory
+from training.comfyui.templates import FOLDER, NAMES, NEEDS_FILES, saved_by
 
 SIDE, GAP = 384, 2
 COUPLES = {"Swap one of two", "Exchange two people"}
@@ -31,13 +31,11 @@ def main(names: list[str]) -> None:
 
 
 def painted(name: str, server: Server) -> list[Image.Image]:
-    """The pictures that a workflow saves, in the order of its nodes; or some frames of its animation."""
-    shown = pictures_of(name, server)
-    savers = [node for node in read(name)["nodes"] if node["type"].startswith("Save")]
-    for node in savers:
-        if node["type"] == "SaveAnimatedWEBP":
-            return [shown[node["title"]][n] for n in FRAMES]
-    return [picture for node in savers for picture in shown[node["title"]]]
+    """The pictures that a workflow saves; or some frames of its animation."""
+    saved = saved_by(name, server)
+    if "Animation" in saved:
+        return [saved["Animation"][n] for n in FRAMES]
+    return [picture for pictures in saved.values() for picture in pictures]
 
 
 def thumbnail(name: str, pictures: list[Image.Image]) -> Image.Image:

@@ -10,7 +10,7 @@ from diffusers import ControlNetModel
 from moa_core.moa import MoA
 from moa_core.subject import Subject
 from toy_world.shape import IMAGE_ENCODER, IMAGE_SIZE
-from training.host.pipeline import MoAPipeline
+from training.host.pipeline import MoAPipeline, controlled_by
 from training.host.toy_base import random_toy
 
 PROMPT = "a man and a woman on a beach"
@@ -76,13 +76,9 @@ def test_a_batch_paints_every_variant(stirred_moa):
 
 def test_a_controlnet_acts_beside_moa(stirred_moa):
     """As diffusers has it: its residuals go into the U-Net, which the MoA then personalizes."""
-    acting, poses = pipeline(stirred_moa), torch.rand(1, 3, IMAGE_SIZE, IMAGE_SIZE)
+    acting = pipeline(stirred_moa)
     network = ControlNetModel.from_unet(acting.base.unet)
-
-    def control(latents, timestep, context):
-        hint = poses.expand(len(latents), -1, -1, -1)
-        down, middle = network(latents, timestep, context, hint, return_dict=False)
-        return {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
+    control = controlled_by(network, torch.rand(IMAGE_SIZE, IMAGE_SIZE, 3))
 
     def drawn(seed: int, **options):
         return acting(PROMPT, [person(seed, "man")], **QUICK, **options)[0]

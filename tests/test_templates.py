@@ -4,7 +4,7 @@ import pytest
 import tomlkit
 
 from training.comfyui import NAME, PACK
-from workflows import NAMES, NOTES, read
+from training.comfyui.templates import NAMES, NOTES, read
 
 project = tomlkit.parse((PACK / "pyproject.toml").read_text(encoding="utf-8"))
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from comfy_host import Host, start_host
 from image_experts import adapter
+from toy_models import SHIPPED, shipped
 
 from training.comfyui import Server, find_comfyui, make_base_directory
-from workflows import SHIPPED, shipped
 
 
 @pytest.fixture(scope="session")

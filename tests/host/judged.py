@@ -11,9 +11,9 @@ from PIL import Image
 from torch import Tensor
 
 from toy_world.world import Identity, someone
+from training.comfyui.templates import read
 from training.toy.judges import Readout
 from training.toy.renders import ATTRIBUTES, IDENTITY, to_tensor, views
-from workflows import read
 
 KEPT = ("skin", "hair", "glasses")
 """What the shipped MoA carries over best; a hair style in a third of the pictures."""

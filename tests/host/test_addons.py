@@ -11,6 +11,10 @@ TIMESTEPS = torch.tensor([800.0, 300.0])
 
 @pytest.fixture
 def base(host):
+    return read_base(host)
+
+
+def read_base(host):
     """The checkpoint of the host's tests, as training reads it."""
     from training.host.toy_base import load_toy
 
@@ -55,12 +59,15 @@ def folder(host, kind: str):
 
 
 def test_the_pose_controlnet_is_the_same_in_both_hosts(host, loaded, base, inputs):
-    from training.toy.pretrain.controlnet import PosedDenoiser, save_control_lora
+    from training.toy.pretrain.controlnet import PosedDenoiser, load_control_lora, save_control_lora
 
     with torch.inference_mode(False):
         model = PosedDenoiser(base).eval()
         train(model)
-    save_control_lora(model.control, folder(host, "controlnet") / "pose.safetensors")
+    path = folder(host, "controlnet") / "pose.safetensors"
+    save_control_lora(model.control, path)
+    with torch.inference_mode(False):
+        model.control = load_control_lora(base, path)
     pose = torch.rand(1, 128, 128, 3, generator=torch.Generator().manual_seed(7))
     prompt = host.prompt(loaded[1], PROMPT)
     control = host.run("ControlNetLoader", "pose.safetensors")[0]
@@ -76,7 +83,7 @@ def test_the_pose_controlnet_is_the_same_in_both_hosts(host, loaded, base, input
 
 
 def test_the_style_lora_is_the_same_in_both_hosts(host, loaded, base, inputs):
-    from training.toy.pretrain.style_lora import StyledDenoiser, save_lora
+    from training.toy.pretrain.style_lora import StyledDenoiser, load_lora, save_lora
 
     with torch.inference_mode(False):
         model = StyledDenoiser(base).eval()
@@ -87,6 +94,8 @@ def test_the_style_lora_is_the_same_in_both_hosts(host, loaded, base, inputs):
     prompt = host.prompt(loaded[1], PROMPT)
     styled = host.run("LoraLoaderModelOnly", loaded[0], "ink.safetensors", 1.0)[0]
     theirs, plain = predicted(host, styled, prompt, inputs), predicted(host, loaded[0], prompt, inputs)
+    with torch.inference_mode(False):
+        model.unet = load_lora(read_base(host).unet, path)
     model.text_encoder = HostsText(prompt)
     for x, timestep, their, prior in zip(inputs, TIMESTEPS, theirs, plain, strict=True):
         ours = model(x, timestep.expand(2), None)

@@ -17,10 +17,11 @@ from judged import (
     pixels,
     read_off,
 )
+from toy_models import SHIPPED, shipped
 
 from toy_world.shape import IMAGE_SIZE
+from training.comfyui.templates import RUNNING, pictures_of, read, to_api
 from training.toy.renders import ATTRIBUTES
-from workflows import RUNNING, SHIPPED, pictures_of, read, shipped, to_api
 
 NO_WEIGHTS = f"trained toy models are missing: models/{SHIPPED[0]} and models/{SHIPPED[1]}"
 trained = pytest.mark.skipif(not shipped(), reason=NO_WEIGHTS)

@@ -8,7 +8,7 @@ from PIL import Image
 from test_http import node
 
 from training.comfyui import NAME, PACK, find_comfyui, version
-from workflows import to_api
+from training.comfyui.templates import to_api
 
 BLUEPRINTS = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in (PACK / "subgraphs").glob("*.json")}
 INPUTS, OUTPUTS = -10, -20

@@ -11,7 +11,7 @@ from test_blueprints import BLUEPRINTS, inside
 
 from toy_world.shape import IMAGE_SIZE
 from training.comfyui import NAME
-from workflows import NAMES, read, to_api
+from training.comfyui.templates import NAMES, read, to_api
 
 OURS = ("moa", NAME)
 DESIGNS = ["classic", "new"]

@@ -6,6 +6,8 @@ import torch
 
 from toy_world.shape import IMAGE_SIZE
 from training.comfyui import PACK, Server, find_comfyui, make_base_directory
+from training.comfyui.templates import NAMES, NEEDS_FILES
+from training.demo.applications import APPLICATIONS, NOT_ONE_CALL
 from training.demo.painters import ComfyUIPainter, DiffusersPainter
 from training.demo.takes import MORPH, PRIOR, TOGETHER
 
@@ -28,3 +30,24 @@ def test_both_hosts_paint_the_same(painters, take):
         change = np.abs(ours[0] - ours[-1]).mean(axis=2)
         print(f"morph: change {change.mean():.1f}, left of the person {change[:, :24].mean():.1f}")
         assert change.mean() > 5 and change[:, :24].mean() < 0.4 * change.mean()
+
+
+def test_every_application_is_drawn_in_diffusers_or_it_is_said_why_not(painters):
+    _, diffusers = painters
+    assert APPLICATIONS.keys() | NOT_ONE_CALL.keys() | NEEDS_FILES == set(NAMES)
+    for name, why in NOT_ONE_CALL.items():
+        assert why in diffusers.show(name)
+
+
+@pytest.mark.parametrize("name", APPLICATIONS)
+def test_an_application_in_diffusers_is_what_its_template_paints_in_comfyui(painters, name):
+    theirs, ours = (painter.show(name) for painter in painters)
+    assert theirs.keys() == ours.keys()
+    for title in ours:
+        if title == "Animation":  # ComfyUI's is a lossy WEBP
+            assert len(theirs[title]) == len(ours[title])
+            continue
+        pair = [np.stack([np.asarray(p.convert("RGB")) for p in shown[title]]).astype(int) for shown in (ours, theirs)]
+        difference = np.abs(pair[0] - pair[1])
+        print(f"{title}, of 255: largest difference {difference.max()}, mean {difference.mean():.4f}")
+        assert difference.max() <= (4 if title == "Swapped" else 2)  # a hundred steps there and back add up roundings

@@ -12,7 +12,7 @@ from PIL import Image
 
 from toy_world.shape import IMAGE_SIZE
 from training.comfyui import NAME, PACK, Server, find_comfyui, make_base_directory
-from workflows import NAMES, to_api
+from training.comfyui.templates import NAMES, to_api
 
 
 @pytest.fixture(scope="module")

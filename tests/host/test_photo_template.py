@@ -5,7 +5,7 @@ from image_experts import adapter, picture
 from PIL import Image
 
 from toy_world.shape import IMAGE_SIZE
-from workflows import read, to_api
+from training.comfyui.templates import read, to_api
 
 
 def test_the_template_for_photos_runs_on_random_files_of_the_published_layout(host, loaded, toy_base, tmp_path):

@@ -6,9 +6,9 @@ import statistics
 import psutil
 import pytest
 from test_http import graph, person
+from toy_models import SHIPPED
 
 from training.comfyui import PACK, Server, find_comfyui, make_base_directory
-from workflows import SHIPPED
 
 PROMPTS = 100
 SIZES = ((128, 128, 1), (192, 128, 1), (128, 192, 2), (96, 160, 3))

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from toy_models import SHIPPED
 
 from toy_world.draw import draw_scene
 from toy_world.shape import IMAGE_SIZE
 from toy_world.world import ACTIONS, WORDS, sample_scene
 from training.comfyui import NAME, PACK
-from workflows import NAMES, SHIPPED
+from training.comfyui.templates import NAMES
 
 
 def pixels(image: Image.Image) -> np.ndarray:

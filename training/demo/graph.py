@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from toy_world.shape import IMAGE_SIZE
-from training.demo.takes import CFG, CHECKPOINT, FRAMES, MOA, STEPS, Take
+from training.demo.takes import CFG, CHECKPOINT, MOA, STEPS, Take
 
 
 def graph(take: Take) -> dict[str, Any]:
     """The take as an API workflow."""
+    behavior = "fixed" if take.morph else "random"
     nodes = {
         "base": _node("CheckpointLoaderSimple", ckpt_name=CHECKPOINT),
         "moa": _node("MoALoader", moa_name=MOA),
@@ -26,7 +27,7 @@ def graph(take: Take) -> dict[str, Any]:
         "positive": _node("CLIPTextEncode", clip=["patch", 1], text=take.prompt),
         "negative": _node("CLIPTextEncode", clip=["patch", 1], text=""),
         "empty": _node("EmptyLatentImage", width=IMAGE_SIZE, height=IMAGE_SIZE, batch_size=take.frames),
-        "latent": _node("LatentBatchSeedBehavior", samples=["empty", 0], seed_behavior="fixed"),
+        "latent": _node("LatentBatchSeedBehavior", samples=["empty", 0], seed_behavior=behavior),
         "sample": _node(
             "KSampler",
             model=["patch", 0],
@@ -56,7 +57,7 @@ def graph(take: Take) -> dict[str, Any]:
             subject_a=["subject0", 0],
             subject_b=["subject1", 0],
             amount=0.5,
-            frames=FRAMES,
+            frames=take.frames,
             method="linear",
         )
         bound = ["morph"]

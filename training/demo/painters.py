@@ -4,26 +4,39 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from torch import Tensor
 
 from moa_core.moa_file import load_moa
 from moa_core.subject import Subject, interpolate
+from moa_core.trace import Trace
 from training.comfyui import Server
+from training.comfyui.templates import saved_by
+from training.demo.applications import APPLICATIONS, NOT_ONE_CALL, Shot
 from training.demo.graph import graph
-from training.demo.takes import CFG, CHECKPOINT, FRAMES, MOA, STEPS, Take, Who
+from training.demo.takes import CFG, CHECKPOINT, MOA, STEPS, Take, Who
 from training.host.pipeline import MoAPipeline
 from training.host.pretrained import load_base
+from training.host.tokenizer import bind_prompt
+
+INVERSION_STEPS = 50
+Gallery = dict[str, list[Image.Image]]
+"""The pictures of an application by their titles in its workflow."""
 
 
 class Painter(Protocol):
-    """A host that samples: pictures [H, W, 3] uint8, and where the routers put the subjects."""
+    """A host that samples."""
 
-    def paint(self, take: Take) -> tuple[list[np.ndarray], Image.Image]: ...
+    def paint(self, take: Take) -> tuple[list[np.ndarray], Image.Image]:
+        """Pictures [H, W, 3] uint8, and where the routers put the subjects."""
+
+    def show(self, application: str) -> Gallery | str:
+        """What a shared workflow shows, or why this host does not."""
 
 
 class DiffusersPainter:
@@ -33,19 +46,48 @@ class DiffusersPainter:
 
     def subject(self, who: Who) -> Subject:
         picture, mask = who.picture()
-        pixels = torch.from_numpy(np.array(picture)).float()[None] / 255
-        return self.pipeline.encode_subject(pixels, who.word, torch.from_numpy(mask).float()[None])
+        return self.pipeline.encode_subject(_pixels(picture)[None], who.word, torch.from_numpy(mask).float()[None])
 
     def paint(self, take: Take) -> tuple[list[np.ndarray], Image.Image]:
-        subjects = [self.subject(who) for who in take.people]
-        if take.morph:
-            subjects = [interpolate(subjects[0], self.subject(take.morph), 0.5, FRAMES)]
-        options = {"seed": take.seed, "steps": STEPS, "cfg": CFG, "sampler": "euler", "strength": take.strength}
-        pictures, trace = self.pipeline(take.prompt, subjects, batch=take.frames, same_noise=True, **options)
-        pixels = [(p.numpy() * 255).astype(np.uint8) for p in pictures]
-        area = trace.subject_area()[:1, None] if trace else torch.zeros(1, 1, *pixels[0].shape[:2])
-        large = F.interpolate(area, pixels[0].shape[:2], mode="bicubic")[0, 0].clamp(0, 1)
-        return pixels, Image.fromarray((large.numpy() * 255).astype(np.uint8)).convert("RGB")
+        pictures, trace = self._sample(take)
+        drawn = [(p.numpy() * 255).astype(np.uint8) for p in pictures]
+        area = trace.subject_area()[:1, None] if trace else torch.zeros(1, 1, *drawn[0].shape[:2])
+        large = F.interpolate(area, drawn[0].shape[:2], mode="bicubic")[0, 0].clamp(0, 1)
+        return drawn, Image.fromarray((large.numpy() * 255).astype(np.uint8)).convert("RGB")
+
+    def _sample(self, take: Take) -> tuple[Tensor, Trace]:
+        """Pictures [B, H, W, 3] in 0..1, and the routers' trace."""
+        shot = Shot(**vars(take))  # a plain take is a shot with nothing beside MoA
+        subjects = [self.subject(who) for who in shot.people]
+        if shot.morph:
+            subjects = [interpolate(subjects[0], self.subject(shot.morph), 0.5, shot.frames)]
+        other, share = shot.toward or (shot.prompt, 0.0)
+        prompt = torch.lerp(self.pipeline.encode_prompt(shot.prompt), self.pipeline.encode_prompt(other), share)
+        return self.pipeline.sample(
+            prompt,
+            self.pipeline.encode_prompt(""),
+            bind_prompt(other, subjects).bindings,
+            strength=shot.strength,
+            batch=shot.frames,
+            same_noise=shot.morph is not None,
+            sampler="euler",
+            **self._start(shot),
+        )
+
+    def _start(self, shot: Shot) -> dict[str, Any]:
+        """What a shot begins from, and for how long."""
+        if shot.photo:
+            noise = self.pipeline.invert(self._sample(shot.photo)[0][0], shot.prompt, INVERSION_STEPS)
+            return {"start": noise, "steps": INVERSION_STEPS, "cfg": 1.0}
+        return {"seed": shot.seed, "steps": STEPS, "cfg": CFG}
+
+    def show(self, application: str) -> Gallery | str:
+        if application in NOT_ONE_CALL:
+            return f"{NOT_ONE_CALL[application]}, which is no single call in diffusers; ComfyUI draws it"
+        return {
+            title: [Image.fromarray(picture) for take in shown for picture in self.paint(take)[0]]
+            for title, shown in APPLICATIONS[application].items()
+        }
 
 
 class ComfyUIPainter:
@@ -57,3 +99,11 @@ class ComfyUIPainter:
         pictures = [Image.open(io.BytesIO(png)) for png in self.server.pictures(entry, "save")]
         maps = self.server.pictures(entry, "maps")[0] if take.strength else None
         return [np.asarray(p) for p in pictures], Image.open(io.BytesIO(maps)) if maps else pictures[0]
+
+    def show(self, application: str) -> Gallery | str:
+        return saved_by(application, self.server)
+
+
+def _pixels(picture: Image.Image) -> Tensor:
+    """[H, W, 3] in 0..1."""
+    return torch.from_numpy(np.array(picture)).float() / 255

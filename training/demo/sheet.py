@@ -11,6 +11,9 @@ from PIL import Image, ImageDraw, ImageFont
 from training.demo.painters import Painter
 from training.demo.takes import ALONE, MORPH, PRIOR, TOGETHER, WITH_A, WITH_B, A, B, W
 
+SIDE = 300
+"""Width in pixels of a picture of an application."""
+
 
 def draw_demo(painter: Painter) -> Image.Image:
     """References, the same seed without and with each of them, two people, a morph, the routers' maps."""
@@ -27,6 +30,16 @@ def draw_demo(painter: Painter) -> Image.Image:
     first = [*rows[0], *rows[1]]
     titles = [f'"{ALONE[0]}", the same seed', f'"{TOGETHER.prompt}"; the picture above, from A to B', ""]
     return paste_rows(titles, [first, rows[2], rows[3]])
+
+
+def draw_application(name: str, shown: dict[str, list[Image.Image]]) -> Image.Image:
+    """One row: the pictures of an application under their titles."""
+    row = [
+        (f"{title}, {n}" if len(pictures) > 1 else title, picture)
+        for title, pictures in shown.items()
+        for n, picture in enumerate(pictures, start=1)
+    ]
+    return paste_rows([name], [row], width=SIDE * max(len(row), 2))
 
 
 def _image(pixels: Sequence[np.ndarray]) -> Image.Image:

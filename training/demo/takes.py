@@ -12,7 +12,6 @@ from toy_world.world import someone
 
 CHECKPOINT, MOA = "moa-toy-base.safetensors", "moa-toy.safetensors"
 STEPS, CFG = 20, 2.5
-FRAMES = 6
 
 
 @dataclass(frozen=True)
@@ -31,7 +30,7 @@ class Who:
 class Take:
     """One sampling. people bind to their words; strength 0 is the prior.
 
-    morph: the one person becomes another, frame by frame from the same noise.
+    morph: the one person becomes another, frame by frame from the same noise; alone, a frame is halfway.
     """
 
     prompt: str
@@ -39,14 +38,11 @@ class Take:
     people: tuple[Who, ...]
     strength: float = 1.0
     morph: Who | None = None
-
-    @property
-    def frames(self) -> int:
-        return FRAMES if self.morph else 1
+    frames: int = 1
 
 
 A, B, W = Who(1, "man"), Who(8, "man"), Who(13, "woman")
 ALONE = ("a portrait of a man waving on a beach", 36)
 PRIOR, WITH_A, WITH_B = Take(*ALONE, (A,), 0.0), Take(*ALONE, (A,)), Take(*ALONE, (B,))
 TOGETHER = Take("a portrait of a man standing and a woman holding flowers in a forest", 6, (A, W))
-MORPH = Take(*ALONE, (A,), morph=B)
+MORPH = Take(*ALONE, (A,), morph=B, frames=6)

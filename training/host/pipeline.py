@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any, Literal
 
 import torch
-from diffusers import EulerDiscreteScheduler, SchedulerMixin, UniPCMultistepScheduler
+from diffusers import ControlNetModel, EulerDiscreteScheduler, SchedulerMixin, UniPCMultistepScheduler
 from torch import Tensor
 
 from moa_core.address import block_shapes
@@ -31,6 +31,17 @@ Sampler = Literal["uni_pc", "euler"]
 Control = Callable[[Tensor, Tensor, Tensor], dict[str, Any]]
 """Latents [2B, 4, h, w], timestep [2B], context [2B, T, D] -> what else diffusers' U-Net is given: a ControlNet's
 residuals."""
+
+
+def controlled_by(network: ControlNetModel, picture: Tensor) -> Control:
+    """What a ControlNet says of a picture [H, W, 3] in 0..1, the same for all rows: `control` of `sample`."""
+
+    def control(latents: Tensor, timestep: Tensor, context: Tensor) -> dict[str, Any]:
+        shown = picture.to(latents).movedim(-1, 0).expand(len(latents), -1, -1, -1)
+        down, middle = network(latents, timestep, context, shown, return_dict=False)
+        return {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
+
+    return control
 
 
 class MoAPipeline:

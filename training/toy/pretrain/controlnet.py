@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import ControlNetModel
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from moa_core.whole_file import whole
@@ -82,6 +82,21 @@ def train_controlnet(plan: Plan) -> None:
 
 def save_control_lora(control: ControlNetModel, path: Path) -> None:
     """As ComfyUI reads it, in float16; whole or not at all."""
+    weights = _named(control) | {"lora_controlnet": torch.zeros(0)}
+    with whole(path) as unfinished:
+        save_file({k: v.detach().cpu().half().contiguous() for k, v in weights.items()}, unfinished, {"format": "pt"})
+
+
+def load_control_lora(base: Base, path: Path) -> ControlNetModel:
+    """What `save_control_lora` wrote, on the base model it was trained on."""
+    control, stored = fresh_controlnet(base).eval(), load_file(path)
+    for name, own in _named(control).items():
+        own.data.copy_(stored[name])
+    return control
+
+
+def _named(control: ControlNetModel) -> dict[str, Tensor]:
+    """What is trained of it, by the names of a Control-LoRA's file; the tensors are the model's own."""
     weights = {}
     for name, up, down in low_rank_updates(control):
         (name,) = unet_to_ldm({f"{name}.weight": up}, LAYERS_PER_BLOCK)
@@ -99,6 +114,4 @@ def save_control_lora(control: ControlNetModel, path: Path) -> None:
             weights[f"zero_convs.{number}.0.{kind}"] = weight
         elif part == "controlnet_mid_block":
             weights[f"middle_block_out.0.{rest}"] = weight
-    weights["lora_controlnet"] = torch.zeros(0)
-    with whole(path) as unfinished:
-        save_file({k: v.detach().cpu().half().contiguous() for k, v in weights.items()}, unfinished, {"format": "pt"})
+    return weights

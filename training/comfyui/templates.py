@@ -9,11 +9,10 @@ from typing import Any
 
 from PIL import Image, ImageSequence
 
-from training.comfyui import PACK, Server
+from training.comfyui.server import PACK, Server
 
 FOLDER = PACK / "workflows"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.json"))
-SHIPPED = ("checkpoints/moa-toy-base.safetensors", "moa/moa-toy.safetensors")
 NOTES = {"Note", "MarkdownNote"}
 NEEDS_FILES = {"Your photo, your checkpoint"}
 """Workflows for files that everybody has to bring along."""
@@ -23,11 +22,6 @@ WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
 
 def read(name: str) -> dict[str, Any]:
     return json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
-
-
-def shipped() -> bool:
-    """Whether the trained toy models lie in the pack."""
-    return all((PACK / "models" / path).is_file() for path in SHIPPED)
 
 
 def to_api(workflow: dict[str, Any], object_info: dict[str, Any]) -> dict[str, Any]:
@@ -56,6 +50,13 @@ def _widgets(node: dict[str, Any], inputs: dict[str, Any]) -> Iterator[tuple[str
                 if options and options[0].get("control_after_generate"):
                     next(values)  # the widget below it: fixed, increment, randomize
                     saved -= 1
+
+
+def saved_by(name: str, server: Server) -> dict[str, list[Image.Image]]:
+    """The pictures that a shared workflow saves, by their nodes' titles, in the order of its nodes."""
+    shown = pictures_of(name, server)
+    savers = [node for node in read(name)["nodes"] if node["type"].startswith("Save")]
+    return {node["title"]: shown[node["title"]] for node in savers}
 
 
 def pictures_of(name: str, server: Server, api: dict[str, Any] | None = None) -> dict[str, list[Image.Image]]:

@@ -1,0 +1,69 @@
+"""What the shared workflows show, as diffusers samples it: the pictures that each saves, by their nodes' titles.
+
+ComfyUI runs the workflows themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from training.demo.takes import ALONE, PRIOR, TOGETHER, WITH_A, WITH_B, A, B, Take, Who
+
+
+@dataclass(frozen=True)
+class Shot(Take):
+    """A take, and what a workflow has beside MoA.
+
+    toward: another prompt, and its share in the conditioning. photo: the shot begins from this one's picture, inverted.
+    """
+
+    toward: tuple[str, float] | None = None
+    photo: Take | None = None
+
+
+C, D, MAN, WOMAN = Who(21, "man"), Who(2, "man"), B, Who(1, "woman")
+COUPLE = ("a portrait of a man waving and a man standing on a beach", 5)
+HANDS_FULL = "a portrait of a man holding a book and a woman holding flowers in a lavender field"
+STORY = (
+    "a portrait of a man waving and a woman standing on a beach",
+    "a portrait of a man holding a book and a woman holding flowers in a forest",
+    "a portrait of a man standing and a woman waving in a city at night",
+    "a portrait of a man holding flowers and a woman holding a book on a snowy mountain",
+)
+KID, OLD = (f"a portrait of {age} man holding a book in a forest" for age in ("a kid", "an old"))
+PHOTO = Take(*ALONE, ())
+
+
+def _aged(share: float) -> list[Shot]:
+    return [Shot(KID, 2, (MAN,), toward=(OLD, share))]
+
+
+APPLICATIONS: dict[str, dict[str, Sequence[Take]]] = {
+    "One person": {"Picture": [WITH_A]},
+    "Swap the person": {"Prior": [PRIOR], "Subject A": [WITH_A], "Subject B": [WITH_B]},
+    "Two people": {"Picture": [TOGETHER]},
+    "Swap one of two": {"A and B": [Take(*COUPLE, (A, C))], "C for A": [Take(*COUPLE, (D, C))]},
+    "Exchange two people": {"A and B": [Take(*COUPLE, (A, C))], "B and A": [Take(*COUPLE, (C, A))]},
+    "Four layouts of one couple": {"Four layouts": [Take(HANDS_FULL, 2, (MAN, WOMAN), frames=4)]},
+    "Morph": {
+        "Between A and B": [Take(*ALONE, (A,), morph=B)],
+        "Animation": [Take(*ALONE, (A,), morph=B, frames=8)],
+    },
+    "Swap a person in a photo": {
+        "The photo": [PHOTO],
+        "Swapped": [Shot(*ALONE, (Who(5, "man"),), photo=PHOTO)],
+    },
+    "Time lapse": {
+        "Kid": _aged(0),
+        "A third older": _aged(0.35),
+        "Two thirds older": _aged(0.65),
+        "Old": _aged(1),
+    },
+    "Story": {"Story": [Take(prompt, 2, (MAN, WOMAN)) for prompt in STORY]},
+}
+NOT_ONE_CALL = {
+    "Other clothes, other place": "its second pass paints within a mask",
+    "Swap the second of two in a photo": "the first of the two comes back by a mask",
+}
+"""What the pipeline in diffusers does not do in one call; in ComfyUI these are graphs like the others."""
