@@ -28,7 +28,7 @@ from training.data.batch import Chance, EndlessSampler, collate
 from training.data.dataset import SubjectDataset
 from training.data.shards import write_shards
 from training.finetune.loop import train
-from training.finetune.losses import masked_reconstruction, object_loss, router_loss
+from training.finetune.losses import masked_reconstruction, object_loss, router_loss, with_margin
 from training.finetune.model import Finetune, trained
 from training.finetune.optimizer import learning_rate
 from training.host.pretrained import fresh_moa, load_base
@@ -160,6 +160,22 @@ def test_a_subject_without_a_token_leaves_the_loss(toy, late):
     expected = masked_reconstruction(seen[0], learner.chance.noise, first, torch.ones(1))
     both = masked_reconstruction(seen[0], learner.chance.noise, (first + second).clamp(max=1), torch.ones(1))
     assert losses["reconstruction"] == pytest.approx(float(expected)) != pytest.approx(float(both))
+
+
+def test_the_margin_around_the_subjects_is_theirs(toy):
+    """In what the experts are to learn, and in where their routers may be open."""
+    learner, seen, figures = Learner(toy, 1), [], {}
+    learner.model.unet.register_forward_hook(lambda module, inputs, predicted: seen.append(predicted))
+    mask = F.interpolate(learner.batch.masks, learner.latents.shape[2:], mode="area").sum(dim=1)
+    for margin in (0, 1, mask.shape[-1]):
+        learner.model.loss = Loss(margin=margin)
+        figures[margin] = learner.losses()
+    for margin, area in ((0, mask), (mask.shape[-1], torch.ones_like(mask))):
+        expected = masked_reconstruction(seen[-1], learner.chance.noise, area, torch.ones(1))
+        assert figures[margin]["reconstruction"] == pytest.approx(float(expected))
+    assert figures[0]["router"] > figures[1]["router"] > figures[mask.shape[-1]]["router"] == 0
+    one = torch.zeros(1, 4, 5).index_put((torch.tensor(0), torch.tensor(0), torch.tensor(2)), torch.tensor(0.5))
+    assert with_margin(one, 1).tolist() == [[[0, 0.5, 0.5, 0.5, 0]] * 2 + [[0] * 5] * 2]
 
 
 def test_the_object_loss_reads_all_blocks_or_the_eleven_that_fastcomposer_reads(toy):

@@ -93,6 +93,8 @@ class Loss:
     without the first two and last three of sixteen: the eleven that FastComposer reads."""
     masked: float = 1.0
     """Share of records whose error counts on the subjects alone, not on the whole picture. Table 1: probability 1."""
+    margin: int = 0
+    """Latent pixels around the subjects that count as theirs, to learn where a hair style ends. Paper: none."""
     min_snr: float = 0.0
     """Gamma of the min-SNR weighting of timesteps (Hang et al., 2023); 0, as in the paper, weighs all alike."""
     dropped: float = 0.1

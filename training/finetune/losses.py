@@ -16,6 +16,14 @@ from moa_core.address import Address
 from moa_core.trace import layer_size
 
 
+def with_margin(subjects: Tensor, margin: int) -> Tensor:
+    """The subjects [B, h, w] and so many pixels around them.
+
+    What ends a subject, a short hair's background, is beside it: a loss on its own pixels alone never tells of it.
+    """
+    return F.max_pool2d(subjects[:, None], 2 * margin + 1, stride=1, padding=margin)[:, 0]
+
+
 def masked_reconstruction(predicted: Tensor, noise: Tensor, area: Tensor, weights: Tensor) -> Tensor:
     """Squared error in the area, where the subjects are: predicted, noise [B, 4, h, w], area [B, h, w] -> [].
 

@@ -20,6 +20,7 @@ from training.finetune.losses import (
     object_loss,
     router_loss,
     shares_inside_outside,
+    with_margin,
 )
 from training.finetune.methods import METHODS
 from training.finetune.watched_call import WatchedCall
@@ -64,10 +65,11 @@ class Finetune(nn.Module):
         gamma = self.loss.min_snr
         weights = min_snr(chance.timestep, gamma) if gamma else torch.ones_like(chance.timestep)
         share = mean_share(call.shares, tuple(latents.shape[2:]))
-        area = subjects.where(chance.masked[:, None, None], 1.0)
+        theirs = with_margin(subjects, self.loss.margin)
+        area = theirs.where(chance.masked[:, None, None], 1.0)
         parts = {
             "reconstruction": masked_reconstruction(predicted, chance.noise, area, weights),
-            "router": router_loss(share, subjects),
+            "router": router_loss(share, theirs),
             "object": object_loss(self._localized(call.attention), masks[rows, places], rows, len(latents)),
         }
         total = parts["reconstruction"] + self.loss.router * parts["router"] + self.loss.object * parts["object"]
