@@ -39,7 +39,7 @@ def draw_application(name: str, shown: dict[str, list[Image.Image]]) -> Image.Im
         for title, pictures in shown.items()
         for n, picture in enumerate(pictures, start=1)
     ]
-    return paste_rows([name], [row], width=SIDE * max(len(row), 2))
+    return paste_rows([name], [row], width=SIDE * len(row))
 
 
 def _image(pixels: Sequence[np.ndarray]) -> Image.Image:
