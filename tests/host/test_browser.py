@@ -173,6 +173,7 @@ def test_a_blueprint_is_found_like_a_node_and_holds_its_own(page, name):
     assert shown["inputs"][: len(outer["inputs"])] == [slot["name"] for slot in outer["inputs"]]
     assert shown["outputs"] == [slot["name"] for slot in outer["outputs"]]
     assert shown["nodes"] == sorted(part["type"] for part in inside(name)["nodes"])
+    page.mouse.click(1000, 500)  # puts it down: until then it hangs on the mouse, and nothing else can be selected
     assert [c for c in page.complaints if any(name in c for name in OURS)] == []
 
 
