@@ -62,7 +62,11 @@ def saved_by(name: str, server: Server) -> dict[str, list[Image.Image]]:
 def pictures_of(name: str, server: Server, api: dict[str, Any] | None = None) -> dict[str, list[Image.Image]]:
     """Run a shared workflow, or what a test made of its API twin; the pictures of each output node by its title."""
     workflow = read(name)
-    entry = server.queue(api or to_api(workflow, server.get("/object_info")))
+    graph = api or to_api(workflow, server.get("/object_info"))
+    for node in graph.values():
+        if node["class_type"].startswith("Save"):  # older ComfyUIs do not name what another workflow just saved alike
+            node["inputs"]["filename_prefix"] = name
+    entry = server.queue(graph)
     titles = {str(node["id"]): node.get("title", node["type"]) for node in workflow["nodes"]}
     shown = {titles.get(node, node): server.pictures(entry, node) for node, out in entry["outputs"].items()}
     return {title: [p for file in files for p in _frames(file)] for title, files in shown.items()}
