@@ -40,7 +40,7 @@ class MoAToySubject(io.ComfyNode):
                     "skeleton",
                     default=False,
                     optional=True,
-                    tooltip="On: IMAGE shows how the person stands and not who it is, for the toy pose ControlNet.",
+                    tooltip="On: IMAGE shows only how the person stands, for a ControlNet trained on such pictures.",
                 ),
             ],
             outputs=[

@@ -137,7 +137,7 @@ class Run:
     """Its name: a MoA, or for the method `ip_adapter` an IP-Adapter."""
     seed: int = 0
     precision: Literal["float32", "bf16"] = "bf16"
-    """Not in Table 1. On a CPU float32 is faster."""
+    """Not in Table 1. On a CPU without AMX float32 is faster."""
     checkpointing: bool = False
     """Gradient checkpointing: less memory, about a third more time."""
     save_every: int = 1000

@@ -30,7 +30,7 @@ SHOWN = {
 
 
 @pytest.fixture(scope="module")
-def page(fresh_server):
+def browser(fresh_server):
     from playwright.sync_api import sync_playwright
 
     settings = fresh_server.base / "user/default/comfy.settings.json"
@@ -38,15 +38,24 @@ def page(fresh_server):
     settings.write_text('{"Comfy.TutorialCompleted": true}')  # no welcome over the canvas
     with sync_playwright() as play:
         browser = play.chromium.launch(executable_path=find_browser(), args=["--no-sandbox", "--disable-gpu"])
-        page = browser.new_page(viewport={"width": 1900, "height": 1000})
-        page.complaints = []
-        page.on("console", lambda m: page.complaints.append(m.text) if m.type == "error" else None)
-        page.on("pageerror", lambda error: page.complaints.append(str(error)))
-        page.goto(fresh_server.url)
-        page.wait_for_function("() => window.LiteGraph?.registered_node_types?.MoAPatchModel", timeout=120_000)
-        page.wait_for_timeout(2000)
-        yield page
+        yield browser
         browser.close()
+
+
+@pytest.fixture(scope="module")
+def page(browser, fresh_server):
+    return new_page(browser, fresh_server)
+
+
+def new_page(browser, server):
+    page = browser.new_page(viewport={"width": 1900, "height": 1000})
+    page.complaints = []
+    page.on("console", lambda m: page.complaints.append(m.text) if m.type == "error" else None)
+    page.on("pageerror", lambda error: page.complaints.append(str(error)))
+    page.goto(server.url)
+    page.wait_for_function("() => window.LiteGraph?.registered_node_types?.MoAPatchModel", timeout=120_000)
+    page.wait_for_timeout(2000)
+    return page
 
 
 def load(page, name, design="classic") -> dict:
@@ -173,11 +182,12 @@ def test_a_blueprint_is_found_like_a_node_and_holds_its_own(page, name):
     assert shown["inputs"][: len(outer["inputs"])] == [slot["name"] for slot in outer["inputs"]]
     assert shown["outputs"] == [slot["name"] for slot in outer["outputs"]]
     assert shown["nodes"] == sorted(part["type"] for part in inside(name)["nodes"])
-    page.mouse.click(1000, 500)  # puts it down: until then it hangs on the mouse, and nothing else can be selected
+    page.mouse.click(1000, 500)  # puts it down: until then it hangs on the mouse
     assert [c for c in page.complaints if any(name in c for name in OURS)] == []
 
 
-def test_the_help_of_every_node_is_a_page_with_a_picture(page, fresh_server, tmp_path):
+def test_the_help_of_every_node_is_a_page_with_a_picture(browser, fresh_server, tmp_path):
+    page = new_page(browser, fresh_server)  # where no node of another test still hangs on the mouse
     load(page, "One person")  # anything, for the canvas
     ours = [name for name, node in fresh_server.get("/object_info").items() if node["python_module"].endswith(NAME)]
     for name in ours:

@@ -23,7 +23,7 @@ from training.host.narrow_vae import NarrowVAE
 from training.host.schedule import SCHEDULE, TIMESTEPS, add_noise, min_snr
 from training.host.tokenizer import tokenize
 from training.host.toy_base import random_toy, save_toy
-from training.toy.pretrain.loop import Plan, Trainee, device, read_average, train
+from training.toy.pretrain.loop import Plan, Trainee, autocast, device, read_average, train
 from training.toy.pretrain.scenes import RenderedScenes, rendered
 from training.toy.renders import to_tensor
 
@@ -45,7 +45,7 @@ class Denoiser(nn.Module):
         base = random_toy(seed)
         self.unet = base.unet.requires_grad_(True).to(memory_format=torch.channels_last)  # a quarter faster on a CPU
         self.text_encoder = base.text_encoder.requires_grad_(True)
-        if device().type == "cpu":  # there the fused attention's backward in bfloat16 costs twice as much
+        if device().type == "cpu" and isinstance(autocast(), torch.autocast):  # the fused one's backward is slow there
             self.unet.set_attn_processor(AttnProcessor())
             self.text_encoder.set_attn_implementation("eager")
 
