@@ -10,6 +10,7 @@ from PIL import Image
 from planted_models import CAPTION, make_captioner, make_matcher, make_segmenter
 from toy_run import finish, preparation, start
 
+from toy_world.shape import IMAGE_SIZE
 from training.data.annotate import Annotator, Found, annotate_pictures, noun_phrases
 from training.data.dataset import SubjectDataset
 from training.data.pairing import pair_up
@@ -138,7 +139,8 @@ def test_missing_folders_are_named(models, pictures, tmp_path, capsys):
 
 def test_latents_follow_where_a_base_is_given(models, pictures, tmp_path):
     out, base = tmp_path / "out", Path(__file__).parent.parent / "models/checkpoints/moa-toy-base.safetensors"
-    last = ["--base", str(base), "--size", "32", "--workers", "0"]
+    last = ["--base", str(base), "--workers", "0"]
     assert main(["--pictures", str(pictures), "--out", str(out), *options(models), *last]) == 0
-    data = SubjectDataset(out, preparation(size=32, cached_latents=True), "all")
-    assert all(data[n]["moments"].shape == (2, 4, 4, 4) for n in range(len(data))) and not data.broken
+    data = SubjectDataset(out, preparation(size=IMAGE_SIZE, cached_latents=True), "all")
+    shape = (2, 4, IMAGE_SIZE // 8, IMAGE_SIZE // 8)
+    assert all(data[n]["moments"].shape == shape for n in range(len(data))) and not data.broken

@@ -30,15 +30,16 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--batch", type=int, default=8, help="(default %(default)s)")
     parser.add_argument("--workers", type=int, default=4, help="processes that read pictures (default %(default)s)")
     parser.add_argument("--base", type=Path, help="what model.base of the training is: caches the pictures' latents")
-    parser.add_argument("--size", type=int, default=512, help="data.size of the training (default %(default)s)")
+    parser.add_argument("--size", type=int, default=0, help="data.size of the training (default: the base model's own)")
     args = parser.parse_args(argv)
     state = processes()
     try:
-        autoencoder = load_base(args.base).autoencoder.to(state.device) if args.base else None
+        base = load_base(args.base) if args.base else None  # what is wrong with it is said before the captions
         annotator = Annotator(args.captioner, args.segmenter, args.matcher, state.device)
         useful = annotate_pictures(args.pictures, args.out, annotator, args.batch, args.workers)
-        if autoencoder is not None:
-            write_latents(args.out, autoencoder, args.size, args.batch, args.workers)
+        if base is not None:
+            size = args.size or base.picture_size
+            write_latents(args.out, base.autoencoder.to(state.device), size, args.batch, args.workers)
     except (OSError, ValueError, TooManyBroken) as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 2
