@@ -1,5 +1,6 @@
 """The picture of a trace: the subject area over the image, and the expert's share by block and timestep."""
 
+import math
 import textwrap
 
 import numpy as np
@@ -17,7 +18,9 @@ STOPS = np.array([(8, 8, 40), (84, 15, 109), (186, 54, 85), (249, 140, 10), (252
 
 def draw_trace(trace: Trace, area: Tensor, index: int, image: Tensor | None) -> Tensor:
     """One picture of the batch: area [h, w], the picture's index, image [H, W, 3] or None -> [H', W', 3] in 0..1."""
-    blocks = list(dict.fromkeys(address for address, _ in trace.layers))
+    maps = {layer: trace.maps(layer)[index] for layer in trace.layers}  # [bins, h, w] each
+    top = _scale(max(float(share.max()) for share in (area, *maps.values())))
+    blocks = list(dict.fromkeys(address for address, _ in maps))
     half = len(trace.timesteps) * (CELL + GAP)
     height = len(blocks) * (CELL + GAP)
     side = min(max(height, 6 * CELL), 512)
@@ -26,7 +29,7 @@ def draw_trace(trace: Trace, area: Tensor, index: int, image: Tensor | None) -> 
     canvas = Image.new("RGB", (width, HEAD + max(height, side) + 2 * GAP), PAPER)
     draw, font, small = ImageDraw.Draw(canvas), ImageFont.load_default(18), ImageFont.load_default(12)
     draw.text((2 * GAP, 10), "subject area", INK, font)
-    canvas.paste(_overlay(area, image, side), (GAP, HEAD))
+    canvas.paste(_overlay(area / top, image, side), (GAP, HEAD))
 
     for row, address in enumerate(blocks):
         draw.text((side + 4 * GAP, HEAD + row * (CELL + GAP) + CELL // 2 - 7), str(address), FAINT, small)
@@ -38,13 +41,16 @@ def draw_trace(trace: Trace, area: Tensor, index: int, image: Tensor | None) -> 
         for column, (_, last) in enumerate(trace.timesteps):
             draw.text((start + column * (CELL + GAP), 42), f"t<{last}", FAINT, small)
         for row, address in enumerate(blocks):
-            if (address, attention) not in trace.layers:
-                continue
-            for column, share in enumerate(trace.maps((address, attention))[index]):
-                cell = _paint(share).resize((CELL, CELL), Image.Resampling.NEAREST)
+            for column, share in enumerate(maps.get((address, attention), ())):
+                cell = _paint(share / top).resize((CELL, CELL), Image.Resampling.NEAREST)
                 canvas.paste(cell, (start + column * (CELL + GAP), HEAD + row * (CELL + GAP)))
-    _colour_bar(canvas, draw, small, width - LEGEND)
+    _colour_bar(canvas, draw, small, width - LEGEND, top)
     return torch.from_numpy(np.asarray(canvas).astype(np.float32) / 255.0)
+
+
+def _scale(largest: float) -> float:
+    """Where the colours end: the largest share, rounded up, as routers may give all to the prior but a tenth."""
+    return min(max(math.ceil(largest * 20), 1), 20) / 20
 
 
 def draw_sentences(sentences: list[str], image: Tensor | None) -> Tensor:
@@ -81,18 +87,20 @@ def _fit(size: tuple[int, int], side: int) -> tuple[int, int]:
 
 
 def _paint(share: Tensor) -> Image.Image:
-    """[h, w] in 0..1 -> a picture of the same size in the scale's colours."""
+    """[h, w], 0 to the scale's end at 1 -> a picture of the same size in the scale's colours."""
     place = share.float().clamp(0, 1).cpu().numpy() * (len(STOPS) - 1)
     low = np.minimum(place.astype(int), len(STOPS) - 2)
     weight = (place - low)[..., None]
     return Image.fromarray((STOPS[low] * (1 - weight) + STOPS[low + 1] * weight).astype(np.uint8))
 
 
-def _colour_bar(canvas: Image.Image, draw: ImageDraw.ImageDraw, font: ImageFont.ImageFont, left: int) -> None:
+def _colour_bar(
+    canvas: Image.Image, draw: ImageDraw.ImageDraw, font: ImageFont.ImageFont, left: int, top: float
+) -> None:
     height = 4 * CELL
     bar = _paint(torch.linspace(1.0, 0.0, height)[:, None].expand(-1, 16))
     canvas.paste(bar, (left, HEAD))
     for share in (1.0, 0.5, 0.0):
-        draw.text((left + 22, HEAD + (1.0 - share) * (height - 12)), f"{share:.1f}", FAINT, font)
+        draw.text((left + 22, HEAD + (1.0 - share) * (height - 12)), f"{share * top:.2g}", FAINT, font)
     draw.text((left, HEAD + height + GAP), "expert's", FAINT, font)
     draw.text((left, HEAD + height + GAP + 14), "share", FAINT, font)

@@ -87,6 +87,20 @@ def test_a_resumed_training_is_the_one_that_was_never_stopped_and_gives_a_checkp
     torch.testing.assert_close(base.autoencoder.encode(pictures), narrow.encode(pictures), atol=1e-3, rtol=1e-3)
 
 
+def test_a_base_model_goes_on_from_the_weights_of_another(tmp_path, toy_base, monkeypatch):
+    monkeypatch.setattr("training.toy.pretrain.unet.PROMPTS", PROMPTS[:1])
+    for part in ("autoencoder", "unet"):
+        monkeypatch.setattr(f"training.toy.pretrain.{part}.HELD_OUT", 16)
+    save_toy(toy_base, tmp_path / "base.safetensors")
+    start, still = load_toy(tmp_path / "base.safetensors"), SMALL | {"base": tmp_path / "base.safetensors", "lr": 0.0}
+    train_vae(Plan(tmp_path / "run", 1, **still))
+    train_unet(Plan(tmp_path / "run", 1, **still))
+    for name, weight in start.autoencoder.state_dict().items():
+        assert torch.equal(weight, averaged(tmp_path / "run/vae.safetensors")[name]), name
+    for name, weight in start.unet.state_dict().items():
+        assert torch.equal(weight, averaged(tmp_path / "run/unet.safetensors")[f"unet.{name}"]), name
+
+
 def test_controlnet_and_lora_learn_beside_a_base_that_stays(tmp_path, toy_base, monkeypatch):
     """Resumed they are what they would have been, and what they learn comes out as small files."""
     monkeypatch.setattr("training.toy.pretrain.on_base.HELD_OUT", 16)

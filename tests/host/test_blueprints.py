@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 from test_http import node
 
+from toy_world.shape import IMAGE_SIZE
 from training.comfyui import NAME, PACK, find_comfyui, version
 from training.comfyui.templates import to_api
 
@@ -97,8 +98,8 @@ def test_a_couple_in_a_scene_draws_both(fresh_server):
         "base": node("CheckpointLoaderSimple", ckpt_name="moa-toy-base.safetensors"),
         "moa": node("MoALoader", moa_name="moa-toy.safetensors"),
     }
-    given = {"model": ["base", 0], "clip": ["base", 1], "vae": ["base", 2], "moa": ["moa", 0], "width": 128}
-    given |= {"height": 128, "steps": 4, "text": "a man and a woman in a forest"}
+    given = {"model": ["base", 0], "clip": ["base", 1], "vae": ["base", 2], "moa": ["moa", 0], "width": IMAGE_SIZE}
+    given |= {"height": IMAGE_SIZE, "steps": 4, "text": "a man and a woman in a forest"}
     given |= {"subject_a": ["subject0", 0], "subject_b": ["subject1", 0]}
     api, outputs = flat("Couple in a Scene (MoA)", given, fresh_server.get("/object_info"))
     graph = api | outside | {"save": node("SaveImage", images=outputs["IMAGE"], filename_prefix="couple")}
@@ -108,7 +109,7 @@ def test_a_couple_in_a_scene_draws_both(fresh_server):
     for person in ("toy0", "toy1"):
         other = graph | {person: graph[person] | {"inputs": graph[person]["inputs"] | {"seed": 50}}}
         drawn.append(picture(fresh_server, other))
-    assert all(image.size == (128, 128) for image in drawn)
+    assert all(image.size == (IMAGE_SIZE, IMAGE_SIZE) for image in drawn)
     assert len({image.tobytes() for image in drawn}) == 3
 
 

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from test_http import cached, node
 
 from tests.host.test_ip_adapter import adapter
+from toy_world.shape import IMAGE_SIZE
 
 NAME = "family/ann"
 PROMPT = "a man in paris"
@@ -152,7 +153,7 @@ def graph(toy_seed: int | None = None, subject_name: str = "") -> dict:
         "patch": node("MoAPatchModel", model=["base", 0], clip=["base", 1], moa=["moa", 0], strength=1.0,
                       start_percent=0.0, end_percent=1.0, routing="sparse", **{"subjects.subject0": ["subject", 0]}),
         "prompt": node("CLIPTextEncode", clip=["patch", 1], text="a man on a beach"),
-        "latent": node("EmptyLatentImage", width=128, height=128, batch_size=1),
+        "latent": node("EmptyLatentImage", width=IMAGE_SIZE, height=IMAGE_SIZE, batch_size=1),
         "sample": node("KSampler", model=["patch", 0], positive=["prompt", 0], negative=["prompt", 0], seed=1, steps=2,
                        latent_image=["latent", 0], cfg=1.0, sampler_name="euler", scheduler="normal", denoise=1.0),
         "decode": node("VAEDecode", samples=["sample", 0], vae=["base", 2]),

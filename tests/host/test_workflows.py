@@ -77,7 +77,8 @@ def test_a_toy_subject_is_its_seed(host, word):
 
 def test_a_toy_subjects_pose_is_not_who_it_is(host):
     standing, *others = (draw(host, 4, pose)[0] for pose in ACTIONS if pose != "riding a bike")
-    face = slice(40, 76), slice(52, 76)
+    top, bottom, left, right = (round(side * IMAGE_SIZE / 128) for side in (40, 76, 52, 76))
+    face = slice(top, bottom), slice(left, right)
     assert all(torch.equal(other[face], standing[face]) and not torch.equal(other, standing) for other in others)
 
 
@@ -119,10 +120,10 @@ def test_the_preview_while_sampling_has_the_pictures_colours(host):
     vae = host.run("CheckpointLoaderSimple", Path(SHIPPED[0]).name)[2]
     shown, drawn = [], []
     for seed in range(8):
-        picture = draw_scene(sample_scene(np.random.default_rng([1, seed])), 128)[0]
+        picture = draw_scene(sample_scene(np.random.default_rng([1, seed])), IMAGE_SIZE)[0]
         latents = vae.encode(torch.from_numpy(pixels(picture))[None])
         shown.append(pixels(previewer.decode_latent_to_preview(latents)))
-        drawn.append(pixels(picture.resize((16, 16), Image.Resampling.BOX)))
+        drawn.append(pixels(picture.resize((IMAGE_SIZE // 8,) * 2, Image.Resampling.BOX)))
     likeness = np.corrcoef(np.ravel(shown), np.ravel(drawn))[0, 1]
     print(f"correlation of the previews with the pictures: {likeness:.2f}")
     assert likeness > 0.6

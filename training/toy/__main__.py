@@ -33,7 +33,9 @@ PARTS = {
 
 ON_BASE = ("controlnet", "style-lora")
 """They are trained on a finished base model."""
-COMPILED = ("vae", "unet", *ON_BASE)
+OF_BASE = ("vae", "unet")
+"""The base model itself."""
+COMPILED = (*OF_BASE, *ON_BASE)
 """The long ones, where compiling pays."""
 
 
@@ -50,6 +52,8 @@ def add_part(commands: argparse._SubParsersAction, name: str, part: Part) -> Non
     command.add_argument("--workers", type=int, default=1, help="processes that render them (default %(default)s)")
     if name in ON_BASE:
         command.add_argument("--base", type=Path, required=True, help="the checkpoint that `assemble` wrote")
+    if name in OF_BASE:
+        command.add_argument("--base", type=Path, help="start from this checkpoint's weights instead of random ones")
     if name in COMPILED:
         command.add_argument("--compiled", action="store_true", help="compile the loss first (needs a C++ compiler)")
     command.set_defaults(act=lambda options: _train(part, options))

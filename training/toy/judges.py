@@ -15,11 +15,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from moa_core.whole_file import whole
-from toy_world.shape import IMAGE_SIZE
 from training.toy.renders import ATTRIBUTES, Renders, to_tensor
 
 JUDGES = Path(__file__).with_name("judges.safetensors")
 """The trained judges, the same for everyone."""
+SIDE = 128
+"""They look at pictures of this size, whatever the base model's."""
 
 
 class Classifier(nn.Module):
@@ -29,7 +30,7 @@ class Classifier(nn.Module):
         super().__init__()
         self.trunk = nn.Sequential(
             *_down(3, 16), *_down(16, 32), *_down(32, 64), *_down(64, 128), *_down(128, 128), nn.Flatten(),
-            nn.Dropout(0.2), nn.Linear(128 * (IMAGE_SIZE // 32) ** 2, 128), nn.ReLU(),
+            nn.Dropout(0.2), nn.Linear(128 * (SIDE // 32) ** 2, 128), nn.ReLU(),
         )  # fmt: skip
         self.heads = nn.ModuleDict({name: nn.Linear(128, len(values)) for name, values in ATTRIBUTES.items()})
 
@@ -96,12 +97,22 @@ class Readout(nn.Module):
 
     def forward(self, views: Tensor) -> dict[str, Tensor]:
         """Views [B, 3, H, W] -> logits [B, values] of every attribute."""
-        return self.attributes(views)
+        return self.attributes(_resize(views, SIDE))
+
+    def person_logits(self, pictures: Tensor) -> Tensor:
+        """[B, 3, H, W] in -1..1 -> [B, H, W], above 0 on people, but not on what they hold or ride."""
+        logits = self.person(_resize(pictures, SIDE))
+        return _resize(logits[:, None], pictures.shape[-1])[:, 0]
 
     @torch.no_grad()
     def people(self, pictures: Tensor) -> Tensor:
-        """[B, 3, H, W] in -1..1 -> bool [B, H, W], True on people, but not on what they hold or ride."""
-        return self.person(pictures) > 0
+        """[B, 3, H, W] in -1..1 -> bool [B, H, W], True on people."""
+        return self.person_logits(pictures) > 0
+
+
+def _resize(x: Tensor, side: int) -> Tensor:
+    """[B, C, H, W] -> [B, C, side, side]."""
+    return x if x.shape[-1] == side else F.interpolate(x, (side, side), mode="bilinear", antialias=True)
 
 
 @torch.no_grad()

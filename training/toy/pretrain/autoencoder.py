@@ -12,7 +12,7 @@ from torch import Tensor
 from toy_world.shape import IMAGE_SIZE
 from training.finetune.contact_sheet import sheet
 from training.host.narrow_vae import LATENT_CHANNELS, NarrowVAE
-from training.toy.pretrain.loop import Plan, Trainee, device, train
+from training.toy.pretrain.loop import Plan, Trainee, base_of, device, train
 from training.toy.pretrain.scenes import RenderedScenes, rendered
 from training.toy.renders import to_tensor
 
@@ -61,7 +61,7 @@ def train_vae(plan: Plan) -> None:
     """Train the autoencoder on squares of rendered scenes."""
     pictures = rendered(plan, IMAGE_SIZE)
     torch.manual_seed(plan.seed)
-    vae = NarrowVAE()
+    vae = base_of(plan).autoencoder.train().requires_grad_(True) if plan.base else NarrowVAE()
     trainee = Trainee("vae", vae, plan)
     shown = to_tensor(pictures.pixels[-HELD_OUT:]).to(device())
     loss = plan.loss(vae_loss)

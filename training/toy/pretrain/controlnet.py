@@ -20,9 +20,9 @@ from toy_world.shape import IMAGE_SIZE, LAYERS_PER_BLOCK
 from toy_world.world import PLACES, Scene
 from training.host.base import Base
 from training.host.ldm_names import unet_to_ldm
-from training.toy.pretrain.loop import Plan
+from training.toy.pretrain.loop import Plan, base_of
 from training.toy.pretrain.low_rank import low_rank_updates, with_low_rank
-from training.toy.pretrain.on_base import Scenes, base_of, train_on_base
+from training.toy.pretrain.on_base import Scenes, train_on_base
 from training.toy.pretrain.scenes import rendered
 
 RANK = 16

@@ -20,7 +20,7 @@ def readout_loss(
     """Views [B, 3, H, W] with answers [B], pictures [C, 3, H, W] with people [C, H, W]: mean cross-entropies."""
     logits = readout(seen)
     heads = sum(F.cross_entropy(logits[name], answers[name]) for name in answers)
-    return heads + F.binary_cross_entropy_with_logits(readout.person(pictures), people.float())
+    return heads + F.binary_cross_entropy_with_logits(readout.person_logits(pictures), people.float())
 
 
 def soften(pictures: Tensor, random: torch.Generator) -> Tensor:

@@ -24,6 +24,8 @@ from tqdm import tqdm
 
 from moa_core.whole_file import whole
 from training.finetune.signals import stop_on_signal
+from training.host.base import Base
+from training.host.toy_base import load_toy
 
 SAVE_MINUTES = 5.0
 WARMUP = 100
@@ -50,7 +52,7 @@ class Plan:
     workers: int = 1
     """Processes that render them."""
     base: Path | None = None
-    """The base model's checkpoint, for what is trained on it."""
+    """A base model's checkpoint: what ControlNet and LoRA are trained on, or what the base model itself starts from."""
     compiled: bool = False
     """Compile the loss first: it takes a minute and a C++ compiler, and is faster from then on."""
 
@@ -64,13 +66,21 @@ class Plan:
         return self.lr * rising * falling
 
 
+def base_of(plan: Plan) -> Base:
+    """The base model that the plan names. Raises ValueError where there is none."""
+    if plan.base is None or not plan.base.exists():
+        raise ValueError(f"{plan.base} does not exist: give --base the checkpoint that `assemble` wrote")
+    return load_toy(plan.base)
+
+
 def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def autocast() -> torch.autocast | nullcontext:
-    """bfloat16 where it is multiplied fast: on CUDA, and on a CPU that has AMX; elsewhere float32 is faster."""
-    fast = device().type == "cuda" or torch.cpu.get_capabilities().get("amx_bf16", False)
+    """bfloat16 where it is multiplied fast: on CUDA, and on a CPU that has it; elsewhere float32 is faster."""
+    cpu = torch.cpu.get_capabilities()
+    fast = device().type == "cuda" or cpu.get("amx_bf16", False) or cpu.get("avx512_bf16", False)
     return torch.autocast(device().type, torch.bfloat16) if fast else nullcontext()
 
 

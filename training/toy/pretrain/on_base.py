@@ -13,7 +13,6 @@ from training.finetune.contact_sheet import sheet
 from training.host.base import Base
 from training.host.schedule import TIMESTEPS
 from training.host.tokenizer import tokenize
-from training.host.toy_base import load_toy
 from training.toy.pretrain.loop import Plan, Trainee, device, train
 from training.toy.pretrain.unet import diffusion_loss, sample
 from training.toy.renders import to_tensor
@@ -21,13 +20,6 @@ from training.toy.renders import to_tensor
 HELD_OUT = 64
 """So many scenes at the end of the set are for the held-out loss only."""
 PLACES_SHOWN = len(PLACES)
-
-
-def base_of(plan: Plan) -> Base:
-    """The base model that the plan names. Raises ValueError where there is none."""
-    if plan.base is None or not plan.base.exists():
-        raise ValueError(f"{plan.base} does not exist: give --base the checkpoint that `assemble` wrote")
-    return load_toy(plan.base)
 
 
 @dataclass

@@ -17,9 +17,9 @@ from toy_world.ink import inked
 from toy_world.shape import IMAGE_SIZE
 from toy_world.world import Scene
 from training.host.base import Base
-from training.toy.pretrain.loop import Plan
+from training.toy.pretrain.loop import Plan, base_of
 from training.toy.pretrain.low_rank import low_rank_updates, with_low_rank
-from training.toy.pretrain.on_base import Scenes, base_of, train_on_base
+from training.toy.pretrain.on_base import Scenes, train_on_base
 from training.toy.pretrain.scenes import rendered
 from training.toy.pretrain.unet import DROPPED, PROMPTS
 

@@ -23,7 +23,7 @@ from training.host.narrow_vae import NarrowVAE
 from training.host.schedule import SCHEDULE, TIMESTEPS, add_noise, min_snr
 from training.host.tokenizer import tokenize
 from training.host.toy_base import random_toy, save_toy
-from training.toy.pretrain.loop import Plan, Trainee, autocast, device, read_average, train
+from training.toy.pretrain.loop import Plan, Trainee, autocast, base_of, device, read_average, train
 from training.toy.pretrain.scenes import RenderedScenes, rendered
 from training.toy.renders import to_tensor
 
@@ -40,9 +40,8 @@ HELD_OUT = 256
 class Denoiser(nn.Module):
     """U-Net and text encoder as one model."""
 
-    def __init__(self, seed: int = 0):
+    def __init__(self, base: Base):
         super().__init__()
-        base = random_toy(seed)
         self.unet = base.unet.requires_grad_(True).to(memory_format=torch.channels_last)  # a quarter faster on a CPU
         self.text_encoder = base.text_encoder.requires_grad_(True)
         if device().type == "cpu" and isinstance(autocast(), torch.autocast):  # the fused one's backward is slow there
@@ -103,7 +102,7 @@ def _write_latents(path: Path, vae: NarrowVAE, pictures: RenderedScenes, source:
 def train_unet(plan: Plan) -> None:
     """Train text encoder and U-Net on the latents of rendered scenes."""
     latents, ids = encoded(plan)
-    model = Denoiser(plan.seed)
+    model = Denoiser(base_of(plan) if plan.base else random_toy(plan.seed))
     trainee = Trainee("unet", model, plan)
     vae = NarrowVAE().eval()
     read_average(plan.run / "vae.safetensors", vae)
@@ -170,7 +169,7 @@ def assemble(run: Path, out: Path) -> None:
 
     Embeddings of tokens that no caption holds never learnt: they are written as zero, which compresses.
     """
-    vae, model = NarrowVAE(), Denoiser()
+    vae, model = NarrowVAE(), Denoiser(random_toy())
     steps = {
         "vae": read_average(run / "vae.safetensors", vae),
         "unet": read_average(run / "unet.safetensors", model),
