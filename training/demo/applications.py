@@ -16,19 +16,14 @@ class Shot(Take):
     """A take, and what a workflow has beside MoA.
 
     toward: another prompt, and its share in the conditioning. photo: the shot begins from this one's picture, inverted.
-    pose: who stands how, for the pose ControlNet. ink: with the LoRA of that style.
     """
 
     toward: tuple[str, float] | None = None
     photo: Take | None = None
-    pose: tuple[Who, str] | None = None
-    ink: bool = False
 
 
 C, D, MAN, WOMAN = Who(21, "man"), Who(2, "man"), B, Who(1, "woman")
 COUPLE = ("a portrait of a man waving and a man standing on a beach", 5)
-BUILDS = ("a portrait of a man holding a book in a forest", 36)
-SHAPES = {"Prior": ((Who(12, "man"),), 0.0), "Broad": ((Who(12, "man"),),), "Slim": ((Who(240, "man"),),)}
 HANDS_FULL = "a portrait of a man holding a book and a woman holding flowers in a lavender field"
 STORY = (
     "a portrait of a man waving and a woman standing on a beach",
@@ -36,7 +31,6 @@ STORY = (
     "a portrait of a man standing and a woman waving in a city at night",
     "a portrait of a man holding flowers and a woman holding a book on a snowy mountain",
 )
-POSED, INKED = ("a portrait of a man on a beach", 36), ("a portrait of a man holding a book in a forest", 36)
 KID, OLD = (f"a portrait of {age} man holding a book in a forest" for age in ("a kid", "an old"))
 PHOTO = Take(*ALONE, ())
 
@@ -49,7 +43,6 @@ APPLICATIONS: dict[str, dict[str, Sequence[Take]]] = {
     "One person": {"Picture": [WITH_A]},
     "Swap the person": {"Prior": [PRIOR], "Subject A": [WITH_A], "Subject B": [WITH_B]},
     "Two people": {"Picture": [TOGETHER]},
-    "Body shapes": {title: [Take(*BUILDS, *who)] for title, who in SHAPES.items()},
     "Swap one of two": {"A and B": [Take(*COUPLE, (A, C))], "C for A": [Take(*COUPLE, (D, C))]},
     "Exchange two people": {"A and B": [Take(*COUPLE, (A, C))], "B and A": [Take(*COUPLE, (C, A))]},
     "Four layouts of one couple": {"Four layouts": [Take(HANDS_FULL, 2, (MAN, WOMAN), frames=4)]},
@@ -66,12 +59,6 @@ APPLICATIONS: dict[str, dict[str, Sequence[Take]]] = {
         "A third older": _aged(0.35),
         "Two thirds older": _aged(0.65),
         "Old": _aged(1),
-    },
-    "Pose control": {"Picture": [Shot(*POSED, (A,), pose=(Who(5, "man"), "holding flowers"))]},
-    "Another style": {
-        "Style, no subject": [Shot(*INKED, (A,), 0.0, ink=True)],
-        "Subject": [Shot(*INKED, (A,))],
-        "Subject in the style": [Shot(*INKED, (A,), ink=True)],
     },
     "Story": {"Story": [Take(prompt, 2, (MAN, WOMAN)) for prompt in STORY]},
 }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,19 +15,14 @@ from torch import Tensor
 from moa_core.moa_file import load_moa
 from moa_core.subject import Subject, interpolate
 from moa_core.trace import Trace
-from toy_world.draw import draw_person_pose
-from toy_world.world import someone
 from training.comfyui import Server
 from training.comfyui.templates import saved_by
 from training.demo.applications import APPLICATIONS, NOT_ONE_CALL, Shot
 from training.demo.graph import graph
 from training.demo.takes import CFG, CHECKPOINT, MOA, STEPS, Take, Who
-from training.host.pipeline import Control, MoAPipeline, controlled_by
+from training.host.pipeline import MoAPipeline
 from training.host.pretrained import load_base
 from training.host.tokenizer import bind_prompt
-from training.toy.pretrain import controlnet, style_lora
-from training.toy.pretrain.controlnet import load_control_lora
-from training.toy.pretrain.style_lora import load_lora
 
 INVERSION_STEPS = 50
 Gallery = dict[str, list[Image.Image]]
@@ -47,18 +41,8 @@ class Painter(Protocol):
 
 class DiffusersPainter:
     def __init__(self, models: Path):
-        self.models = models
-        self.pipeline = self._pipeline()
-
-    def _pipeline(self) -> MoAPipeline:
-        return MoAPipeline(load_base(self.models / "checkpoints" / CHECKPOINT), load_moa(self.models / "moa" / MOA))
-
-    @cached_property
-    def in_ink(self) -> MoAPipeline:
-        """With the LoRA in the base model, which changes that for good."""
-        inked = self._pipeline()
-        load_lora(inked.base.unet, self.models / "loras" / style_lora.FILE)
-        return inked
+        base = load_base(models / "checkpoints" / CHECKPOINT)
+        self.pipeline = MoAPipeline(base, load_moa(models / "moa" / MOA))
 
     def subject(self, who: Who) -> Subject:
         picture, mask = who.picture()
@@ -78,24 +62,17 @@ class DiffusersPainter:
         if shot.morph:
             subjects = [interpolate(subjects[0], self.subject(shot.morph), 0.5, shot.frames)]
         other, share = shot.toward or (shot.prompt, 0.0)
-        pipeline = self.in_ink if shot.ink else self.pipeline
-        prompt = torch.lerp(pipeline.encode_prompt(shot.prompt), pipeline.encode_prompt(other), share)
-        return pipeline.sample(
+        prompt = torch.lerp(self.pipeline.encode_prompt(shot.prompt), self.pipeline.encode_prompt(other), share)
+        return self.pipeline.sample(
             prompt,
-            pipeline.encode_prompt(""),
+            self.pipeline.encode_prompt(""),
             bind_prompt(other, subjects).bindings,
             strength=shot.strength,
             batch=shot.frames,
             same_noise=shot.morph is not None,
             sampler="euler",
-            control=self._control(*shot.pose) if shot.pose else None,
             **self._start(shot),
         )
-
-    def _control(self, who: Who, action: str) -> Control:
-        network = load_control_lora(self.pipeline.base, self.models / "controlnet" / controlnet.FILE)
-        skeleton = draw_person_pose(someone(who.seed, who.word), who.word, action, "portrait")
-        return controlled_by(network, _pixels(skeleton))
 
     def _start(self, shot: Shot) -> dict[str, Any]:
         """What a shot begins from, and for how long."""
