@@ -40,7 +40,6 @@ toy-moa: setup
 	$(TOY) render --out runs/toy/data --count 12000 --seed 0
 	$(RUN) -m training.latents --data runs/toy/data --base models/checkpoints/moa-toy-base.safetensors
 	$(RUN) -m training.train --config training/configs/toy.yaml $(if $(wildcard runs/toy/moa/checkpoints/*),--resume latest)
-	$(RUN) -m training.train --config training/configs/toy-longer.yaml --resume latest
 	cp runs/toy/moa/moa-toy.safetensors models/moa
 
 toy-addons: setup

@@ -46,12 +46,12 @@ class ToyLatents(comfy.latent_formats.LatentFormat):
     scale_factor = 1.0
     # What previews show while sampling; fitted to the shipped autoencoder by `python -m training.toy latent-rgb`.
     latent_rgb_factors = [
-        [-0.0862, 0.1541, 0.3181],
-        [-0.2923, -0.0505, 0.2058],
-        [-0.2902, -0.3448, -0.2677],
-        [-0.0715, -0.0650, -0.0432],
+        [-0.1461, 0.0754, 0.2633],
+        [-0.2249, -0.0071, 0.2084],
+        [-0.2372, -0.3084, -0.2689],
+        [-0.1243, -0.1124, -0.0713],
     ]
-    latent_rgb_factors_bias = [0.2878, 0.1891, 0.1537]
+    latent_rgb_factors_bias = [0.2827, 0.1873, 0.1562]
 
 
 class MoAToy(comfy.supported_models.SD15):

@@ -105,7 +105,7 @@ def test_a_picture_is_inverted_drawn_again_and_drawn_with_someone_else(pipeline,
     prompt = case.scene.caption
     picture = pipeline(prompt, [], steps=12, cfg=4.0, seed=case.seed)[0][0]
     inside = readout.people(tensor(picture))[0]
-    again = {"cfg": 1.0, "steps": 25, "sampler": "euler", "start": pipeline.invert(picture, prompt, steps=25)}
+    again = {"cfg": 1.0, "steps": 50, "sampler": "euler", "start": pipeline.invert(picture, prompt, steps=50)}
     restored = pipeline.base.autoencoder.decode(pipeline.base.autoencoder.encode(tensor(picture)))
     drawn = pipeline(prompt, [], **again)[0]
     print(f"{psnr(tensor(drawn[0]), tensor(picture)):.1f} dB, autoencoder {psnr(restored, tensor(picture)):.1f}")

@@ -18,7 +18,7 @@ from moa_core.subject_area import View
 from moa_core.unet_call import LearnedRun
 from moa_core.word_router import WordReader, WordRouter, read_blocks
 from toy_world.draw import draw_scene
-from toy_world.shape import TEXT_ENCODER
+from toy_world.shape import IMAGE_SIZE, TEXT_ENCODER
 from toy_world.world import sample_scene
 from training.host import sd15
 from training.host.adapter import MoAUNet
@@ -136,7 +136,7 @@ def test_in_pictures_of_two_people_the_words_find_them_and_tell_who_is_who():
     """The toy world's own base model looks at noisy pictures whose people are known."""
     base = load_toy(TOY_BASE)
     blocks, wrapped = block_shapes(base.unet.state_dict()), MoAUNet(base.unet, torch.nn.Module())
-    found, right = [], []
+    found, right, side = [], [], IMAGE_SIZE // 8
     for seed in range(60):
         scene = sample_scene(np.random.default_rng([5, seed]), held_out=True)
         people = [person(who.word) for who in scene.people]
@@ -145,13 +145,13 @@ def test_in_pictures_of_two_people_the_words_find_them_and_tell_who_is_who():
             continue
         image, segments = draw_scene(scene)
         masks = torch.stack([torch.from_numpy(segments == number).float()[None] for number in (1, 2)])
-        masks = torch.nn.functional.adaptive_avg_pool2d(masks, 16)[:, 0]  # [2, h, w]
+        masks = torch.nn.functional.adaptive_avg_pool2d(masks, side)[:, 0]  # [2, h, w]
         anyone, who = masks.sum(dim=0) > 0.5, masks.argmax(dim=0)
         pixels = torch.from_numpy(np.array(image)).float().movedim(-1, 0)[None] / 127.5 - 1
-        latents = base.autoencoder.encode(pixels, torch.zeros(1, 4, 16, 16))
+        latents = base.autoencoder.encode(pixels, torch.zeros(1, 4, side, side))
         context = base.text_encoder(torch.tensor([tokenize(scene.caption)])).last_hidden_state
         levels = torch.arange(950, 0, -150)
-        router, rows = WordRouter(people, 1, (16, 16), levels.tolist()), [Row(View(0), bindings, 77, True)]
+        router, rows = WordRouter(people, 1, (side, side), levels.tolist()), [Row(View(0), bindings, 77, True)]
         random = torch.Generator().manual_seed(seed)
         for level in levels:
             router.begin(float(level))

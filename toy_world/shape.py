@@ -1,7 +1,7 @@
 """Shapes of the toy base model, one size for every host: a Stable Diffusion 1.x in miniature."""
 
 BASE = "MoA toy"
-IMAGE_SIZE = 128
+IMAGE_SIZE = 192
 UNET_CHANNELS = (64, 128)
 LAYERS_PER_BLOCK = 1
 HEADS = 2

@@ -26,9 +26,9 @@ HERE = Path(__file__).parent
 
 BUDGET = (
     "Six rows are trained for --steps steps each, at a rate that falls to nothing over their second half; then all are "
-    f"drawn and judged. {STEPS} steps are a CPU's budget, some 35 minutes a row at 128 pixels (1.1 s a step); on a GPU "
-    "give --steps 6000 --seeds 2. It goes on where it was stopped. To cut it, lower --steps (at 600 no row had learnt "
-    "its people), in a --run of its own."
+    f"drawn and judged. {STEPS} steps are a CPU's budget, some 45 minutes a row on one core in bfloat16 (1.3 s a "
+    "step); on a GPU give --steps 6000 --seeds 2. It goes on where it was stopped. To cut it, lower --steps (at 600 no "
+    "row had learnt its people), in a --run of its own."
 )
 
 

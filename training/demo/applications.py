@@ -32,11 +32,12 @@ STORY = (
     "a portrait of a man holding flowers and a woman holding a book on a snowy mountain",
 )
 KID, OLD = (f"a portrait of {age} man holding a book in a forest" for age in ("a kid", "an old"))
-PHOTO = Take(*ALONE, ())
+ON_A_BEACH = ("a portrait of a man waving on a beach", 25)
+PHOTO = Take(*ON_A_BEACH, ())
 
 
 def _aged(share: float) -> list[Shot]:
-    return [Shot(KID, 2, (MAN,), toward=(OLD, share))]
+    return [Shot(KID, 4, (MAN,), toward=(OLD, share))]
 
 
 APPLICATIONS: dict[str, dict[str, Sequence[Take]]] = {
@@ -52,7 +53,7 @@ APPLICATIONS: dict[str, dict[str, Sequence[Take]]] = {
     },
     "Swap a person in a photo": {
         "The photo": [PHOTO],
-        "Swapped": [Shot(*ALONE, (Who(5, "man"),), photo=PHOTO)],
+        "Swapped": [Shot(*ON_A_BEACH, (Who(5, "man"),), photo=PHOTO)],
     },
     "Time lapse": {
         "Kid": _aged(0),
@@ -60,7 +61,7 @@ APPLICATIONS: dict[str, dict[str, Sequence[Take]]] = {
         "Two thirds older": _aged(0.65),
         "Old": _aged(1),
     },
-    "Story": {"Story": [Take(prompt, 2, (MAN, WOMAN)) for prompt in STORY]},
+    "Story": {"Story": [Take(prompt, 0, (MAN, WOMAN)) for prompt in STORY]},
 }
 NOT_ONE_CALL = {
     "Other clothes, other place": "its second pass paints within a mask",

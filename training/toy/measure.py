@@ -54,7 +54,9 @@ def table(result: dict) -> str:
     names |= {"assigned": "two people at the right words", "leak": "one of two shows the other's"}
     for key, name in names.items():
         lines.append(f"{name:36}" + "".join(f"{_number(result[who].get(key)):>9}" for who in drawers))
-    lines += ["(the prior knows no reference: its identity and its words of two people are what chance gives)", ""]
+    lines.append("(the prior knows no reference: its identity and its words of two people are what chance gives)")
+    varied = "".join(f"{_number(result[who].get('layout')):>9}" for who in drawers)
+    lines += ["", f"{'layouts, 1 - overlap from seed to seed':36}{varied}", ""]
     lines.append(f"{'in the subjects and elsewhere':36}{'inside':>9}{'outside':>9}{'ratio':>9}")
     parts = {"change": "change, references exchanged", "from prior": "change, prior to MoA", "router": "expert's share"}
     for key, name in parts.items():

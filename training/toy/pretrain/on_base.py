@@ -13,7 +13,7 @@ from training.finetune.contact_sheet import sheet
 from training.host.base import Base
 from training.host.schedule import TIMESTEPS
 from training.host.tokenizer import tokenize
-from training.toy.pretrain.loop import Plan, Trainee, device, train
+from training.toy.pretrain.loop import Plan, Trainee, autocast, device, train
 from training.toy.pretrain.unet import diffusion_loss, sample
 from training.toy.renders import to_tensor
 
@@ -35,8 +35,9 @@ class Scenes:
     def of(cls, base: Base, pixels: Tensor, captions: list[str], *control: Tensor) -> Scenes:
         """pixels: uint8 [N, H, W, 3]."""
         vae = base.autoencoder.to(device())
-        latents = torch.cat([vae.encode(to_tensor(part).to(device())).cpu() for part in pixels.split(32)])
-        return cls(latents, torch.tensor([tokenize(caption) for caption in captions]), control)
+        with autocast():
+            latents = torch.cat([vae.encode(to_tensor(part).to(device())).cpu() for part in pixels.split(32)])
+        return cls(latents.float(), torch.tensor([tokenize(caption) for caption in captions]), control)
 
     def at(self, which: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
         latents, ids, *control = (x[which].to(device()) for x in (self.latents, self.ids, *self.control))

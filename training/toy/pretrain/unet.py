@@ -90,10 +90,11 @@ def _source(path: Path) -> str:
 @torch.no_grad()
 def _write_latents(path: Path, vae: NarrowVAE, pictures: RenderedScenes, source: str) -> None:
     print(f"encoding {len(pictures.captions)} pictures", flush=True)
-    parts = [
-        vae.encode(to_tensor(pictures.pixels[i : i + 64]).to(device())).half().cpu()
-        for i in range(0, len(pictures.captions), 64)
-    ]
+    with autocast():
+        parts = [
+            vae.encode(to_tensor(pictures.pixels[i : i + 64]).to(device())).half().cpu()
+            for i in range(0, len(pictures.captions), 64)
+        ]
     ids = torch.tensor([tokenize(caption) for caption in pictures.captions], dtype=torch.int32)
     with whole(path) as unfinished:
         save_file({"latents": torch.cat(parts).contiguous(), "ids": ids}, unfinished, {"source": source})
