@@ -12,6 +12,8 @@ from safetensors.torch import save_file
 from sdxl import TINY, added_conditions, sdxl_unet
 from test_parity import calls
 
+from toy_world.shape import IMAGE_SIZE
+
 
 def outside(moa):
     """The image experts of a MOA as they are without the host."""
@@ -130,7 +132,7 @@ def test_a_picture_sampled_in_diffusers_is_comfyuis(host, loaded, toy_base, ip_m
 
     model, positive, negative = patched(host, loaded, ip_moa, "man", "woman")
     common = {"seed": 3, "steps": 6, "cfg": 4.0}
-    latent = {"samples": torch.zeros(2, 4, 16, 16)}
+    latent = {"samples": torch.zeros(2, 4, IMAGE_SIZE // 8, IMAGE_SIZE // 8)}
     with torch.inference_mode(False):
         base = unsaturated(copy.deepcopy(toy_base))
     theirs = [
