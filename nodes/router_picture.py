@@ -50,7 +50,7 @@ def draw_trace(trace: Trace, area: Tensor, index: int, image: Tensor | None) -> 
 
 def _scale(largest: float) -> float:
     """Where the colours end: the largest share, rounded up, as routers may give all to the prior but a tenth."""
-    return min(max(math.ceil(largest * 20), 1), 20) / 20
+    return min(max(math.ceil(largest * 20 - 0.01), 1), 20) / 20
 
 
 def draw_sentences(sentences: list[str], image: Tensor | None) -> Tensor:

@@ -85,6 +85,19 @@ def test_the_unpatched_model_and_clip_stay_as_they_were(host, scene, moa):
     assert host.prompt(clip, "a man and a man in paris")[0][1].keys() == positive[0][1].keys()
 
 
+def test_the_visualizers_colours_end_at_the_largest_share(host):
+    """Routers that give the expert a tenth at most are seen as well as those that give it everything."""
+    picture, module = host.module("nodes.router_picture"), host.module("moa_core.address")
+    layer = module.Address.parse("middle.0.0"), "attn1"
+    for largest in (0.1, 1.0):
+        trace = host.module("moa_core.trace").Trace((2, 2))
+        trace.add(500.0, {layer: largest * torch.tensor([[[1.0, 0.0], [0.0, 0.0]]])})
+        drawn = picture.draw_trace(trace, trace.subject_area()[0], 0, None)
+        brightest = torch.tensor(picture.STOPS[-1]) / 255
+        cells = drawn[picture.HEAD :, : -picture.LEGEND]  # without the colour bar
+        assert ((cells - brightest).abs().amax(dim=-1) < 0.01).sum() > picture.CELL**2 / 5, largest
+
+
 @pytest.mark.parametrize("routing", ["sparse", "dense"])
 @pytest.mark.parametrize("bound", [True, False])
 def test_a_fresh_moa_samples_as_the_prior(host, scene, fresh, routing, bound):
