@@ -20,7 +20,7 @@ from toy_world.shape import IMAGE_SIZE, LAYERS_PER_BLOCK
 from toy_world.world import PLACES, Scene
 from training.host.base import Base
 from training.host.ldm_names import unet_to_ldm
-from training.toy.pretrain.loop import Plan, base_of
+from training.toy.pretrain.loop import Plan, base_of, plain_attention
 from training.toy.pretrain.low_rank import low_rank_updates, with_low_rank
 from training.toy.pretrain.on_base import Scenes, train_on_base
 from training.toy.pretrain.scenes import rendered
@@ -39,6 +39,7 @@ class PosedDenoiser(nn.Module):
         super().__init__()
         self.unet, self.text_encoder = base.unet, base.text_encoder
         self.control = fresh_controlnet(base)
+        plain_attention(self.unet, self.control)
         self.to(memory_format=torch.channels_last)
 
     def forward(self, latents: Tensor, timestep: Tensor, ids: Tensor, poses: Tensor) -> Tensor:

@@ -17,6 +17,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from diffusers import ModelMixin
+from diffusers.models.attention_processor import AttnProcessor
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -82,6 +84,13 @@ def autocast() -> torch.autocast | nullcontext:
     cpu = torch.cpu.get_capabilities()
     fast = device().type == "cuda" or cpu.get("amx_bf16", False) or cpu.get("avx512_bf16", False)
     return torch.autocast(device().type, torch.bfloat16) if fast else nullcontext()
+
+
+def plain_attention(*networks: ModelMixin) -> None:
+    """Attention in plain steps where the fused one's backward is slow: in bfloat16 on a CPU."""
+    if device().type == "cpu" and isinstance(autocast(), torch.autocast):
+        for network in networks:
+            network.set_attn_processor(AttnProcessor())
 
 
 def generator(seed: int, step: int) -> torch.Generator:

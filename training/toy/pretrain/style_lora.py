@@ -17,7 +17,7 @@ from toy_world.ink import inked
 from toy_world.shape import IMAGE_SIZE
 from toy_world.world import Scene
 from training.host.base import Base
-from training.toy.pretrain.loop import Plan, base_of
+from training.toy.pretrain.loop import Plan, base_of, plain_attention
 from training.toy.pretrain.low_rank import low_rank_updates, with_low_rank
 from training.toy.pretrain.on_base import Scenes, train_on_base
 from training.toy.pretrain.scenes import rendered
@@ -34,6 +34,7 @@ class StyledDenoiser(nn.Module):
         super().__init__()
         self.unet = with_fresh_lora(base.unet)
         self.text_encoder = base.text_encoder
+        plain_attention(self.unet)
         self.to(memory_format=torch.channels_last)
 
     def forward(self, latents: Tensor, timestep: Tensor, ids: Tensor) -> Tensor:

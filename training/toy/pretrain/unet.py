@@ -8,7 +8,6 @@ from pathlib import Path
 
 import torch
 from diffusers import UniPCMultistepScheduler
-from diffusers.models.attention_processor import AttnProcessor
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -23,7 +22,7 @@ from training.host.narrow_vae import NarrowVAE
 from training.host.schedule import SCHEDULE, TIMESTEPS, add_noise, min_snr
 from training.host.tokenizer import tokenize
 from training.host.toy_base import random_toy, save_toy
-from training.toy.pretrain.loop import Plan, Trainee, autocast, base_of, device, read_average, train
+from training.toy.pretrain.loop import Plan, Trainee, autocast, base_of, device, plain_attention, read_average, train
 from training.toy.pretrain.scenes import RenderedScenes, rendered
 from training.toy.renders import to_tensor
 
@@ -44,9 +43,8 @@ class Denoiser(nn.Module):
         super().__init__()
         self.unet = base.unet.requires_grad_(True).to(memory_format=torch.channels_last)  # a quarter faster on a CPU
         self.text_encoder = base.text_encoder.requires_grad_(True)
-        if device().type == "cpu" and isinstance(autocast(), torch.autocast):  # the fused one's backward is slow there
-            self.unet.set_attn_processor(AttnProcessor())
-            self.text_encoder.set_attn_implementation("eager")
+        plain_attention(self.unet)
+        self.text_encoder.set_attn_implementation("eager")
 
     def forward(self, latents: Tensor, timestep: Tensor, ids: Tensor) -> Tensor:
         """latents [B, 4, h, w], timestep [B], token ids [B, 77] -> predicted noise [B, 4, h, w]."""
