@@ -32,12 +32,12 @@ STORY = (
     "a portrait of a man holding flowers and a woman holding a book on a snowy mountain",
 )
 KID, OLD = (f"a portrait of {age} man holding a book in a forest" for age in ("a kid", "an old"))
-ON_A_BEACH = ("a portrait of a man waving on a beach", 25)
+ON_A_BEACH = ("a portrait of a man waving on a beach", 14)
 PHOTO = Take(*ON_A_BEACH, ())
 
 
 def _aged(share: float) -> list[Shot]:
-    return [Shot(KID, 4, (MAN,), toward=(OLD, share))]
+    return [Shot(KID, 10, (MAN,), toward=(OLD, share))]
 
 
 APPLICATIONS: dict[str, dict[str, Sequence[Take]]] = {
