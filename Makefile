@@ -49,7 +49,7 @@ toy-addons: setup
 		$(compiled) $(call resume,style-lora)
 	mkdir -p models/controlnet models/loras
 	cp runs/toy/moa-toy-pose.safetensors models/controlnet
-	cp runs/toy/moa-toy-ink.safetensors models/loras
+	cp runs/toy/moa-toy-sticker.safetensors models/loras
 
 toy-judges: setup
 	$(TOY) readout --run runs/toy --scenes 6000 --steps 1700 $(call resume,readout)

@@ -88,11 +88,11 @@ def test_the_style_lora_is_the_same_in_both_hosts(host, loaded, base, inputs):
     with torch.inference_mode(False):
         model = StyledDenoiser(base).eval()
         train(model)
-    path = folder(host, "loras") / "ink.safetensors"
+    path = folder(host, "loras") / "style.safetensors"
     save_lora(model.unet, path)
     assert path.stat().st_size <= 300_000
     prompt = host.prompt(loaded[1], PROMPT)
-    styled = host.run("LoraLoaderModelOnly", loaded[0], "ink.safetensors", 1.0)[0]
+    styled = host.run("LoraLoaderModelOnly", loaded[0], "style.safetensors", 1.0)[0]
     theirs, plain = predicted(host, styled, prompt, inputs), predicted(host, loaded[0], prompt, inputs)
     with torch.inference_mode(False):
         model.unet = load_lora(read_base(host).unet, path)

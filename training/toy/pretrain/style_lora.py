@@ -1,4 +1,4 @@
-"""A style LoRA for the toy base model: its scenes in ink on warm paper."""
+"""A style LoRA for the toy base model: its people cut out as stickers."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from moa_core.whole_file import whole
 from toy_world.draw import draw_scene
-from toy_world.ink import inked
 from toy_world.shape import IMAGE_SIZE
+from toy_world.sticker import stickers
 from toy_world.world import Scene
 from training.host.base import Base
 from training.toy.pretrain.loop import Plan, base_of, plain_attention
@@ -24,7 +24,7 @@ from training.toy.pretrain.scenes import rendered
 from training.toy.pretrain.unet import DROPPED, PROMPTS
 
 RANK = 4
-FILE = "moa-toy-ink.safetensors"
+FILE = "moa-toy-sticker.safetensors"
 
 
 class StyledDenoiser(nn.Module):
@@ -48,14 +48,14 @@ def with_fresh_lora(unet: UNet2DConditionModel) -> UNet2DConditionModel:
     return with_low_rank(unet, RANK, lambda name: any(part in name for part in names))
 
 
-def in_ink(scene: Scene, size: int) -> np.ndarray:
+def sticker(scene: Scene, size: int) -> np.ndarray:
     """[size, size, 3]."""
-    return np.asarray(inked(draw_scene(scene, size)[0]))
+    return np.asarray(stickers(*draw_scene(scene, size)))
 
 
 def train_style_lora(plan: Plan) -> None:
     """Train a LoRA of another drawing style on the base model, and write it as ComfyUI and diffusers read it."""
-    base, pictures = base_of(plan), rendered(plan, IMAGE_SIZE, in_ink)
+    base, pictures = base_of(plan), rendered(plan, IMAGE_SIZE, sticker)
     torch.manual_seed(plan.seed)
     scenes = Scenes.of(base, torch.from_numpy(np.array(pictures.pixels)), pictures.captions)
     model = StyledDenoiser(base)
