@@ -45,7 +45,7 @@ toy-moa: setup
 toy-addons: setup
 	$(TOY) controlnet --run runs/toy --base models/checkpoints/moa-toy-base.safetensors --scenes 6000 --steps 2000 \
 		$(compiled) $(call resume,controlnet)
-	$(TOY) style-lora --run runs/toy --base models/checkpoints/moa-toy-base.safetensors --scenes 6000 --steps 600 \
+	$(TOY) style-lora --run runs/toy --base models/checkpoints/moa-toy-base.safetensors --scenes 3000 --steps 450 \
 		$(compiled) $(call resume,style-lora)
 	mkdir -p models/controlnet models/loras
 	cp runs/toy/moa-toy-pose.safetensors models/controlnet

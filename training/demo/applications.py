@@ -16,10 +16,12 @@ class Shot(Take):
     """A take, and what a workflow has beside MoA.
 
     toward: another prompt, and its share in the conditioning. photo: the shot begins from this one's picture, inverted.
+    sticker: with the LoRA of that style.
     """
 
     toward: tuple[str, float] | None = None
     photo: Take | None = None
+    sticker: bool = False
 
 
 C, D, MAN, WOMAN = Who(21, "man"), Who(2, "man"), B, Who(1, "woman")
@@ -31,6 +33,7 @@ STORY = (
     "a portrait of a man standing and a woman waving in a city at night",
     "a portrait of a man holding flowers and a woman holding a book on a snowy mountain",
 )
+STICKER = ("a portrait of a man holding a book in a forest", 3)
 KID, OLD = (f"a portrait of {age} man holding a book in a forest" for age in ("a kid", "an old"))
 ON_A_BEACH = ("a portrait of a man waving on a beach", 14)
 PHOTO = Take(*ON_A_BEACH, ())
@@ -60,6 +63,11 @@ APPLICATIONS: dict[str, dict[str, Sequence[Take]]] = {
         "A third older": _aged(0.35),
         "Two thirds older": _aged(0.65),
         "Old": _aged(1),
+    },
+    "Another style": {
+        "Style, no subject": [Shot(*STICKER, (A,), 0.0, sticker=True)],
+        "Subject": [Shot(*STICKER, (A,))],
+        "Subject in the style": [Shot(*STICKER, (A,), sticker=True)],
     },
     "Story": {"Story": [Take(prompt, 0, (MAN, WOMAN)) for prompt in STORY]},
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,6 +24,8 @@ from training.demo.takes import CFG, CHECKPOINT, MOA, STEPS, Take, Who
 from training.host.pipeline import MoAPipeline
 from training.host.pretrained import load_base
 from training.host.tokenizer import bind_prompt
+from training.toy.pretrain import style_lora
+from training.toy.pretrain.style_lora import load_lora
 
 INVERSION_STEPS = 50
 Gallery = dict[str, list[Image.Image]]
@@ -41,8 +44,18 @@ class Painter(Protocol):
 
 class DiffusersPainter:
     def __init__(self, models: Path):
-        base = load_base(models / "checkpoints" / CHECKPOINT)
-        self.pipeline = MoAPipeline(base, load_moa(models / "moa" / MOA))
+        self.models = models
+        self.pipeline = self._pipeline()
+
+    def _pipeline(self) -> MoAPipeline:
+        return MoAPipeline(load_base(self.models / "checkpoints" / CHECKPOINT), load_moa(self.models / "moa" / MOA))
+
+    @cached_property
+    def of_stickers(self) -> MoAPipeline:
+        """With the LoRA in the base model, which changes that for good."""
+        styled = self._pipeline()
+        load_lora(styled.base.unet, self.models / "loras" / style_lora.FILE)
+        return styled
 
     def subject(self, who: Who) -> Subject:
         picture, mask = who.picture()
@@ -62,10 +75,11 @@ class DiffusersPainter:
         if shot.morph:
             subjects = [interpolate(subjects[0], self.subject(shot.morph), 0.5, shot.frames)]
         other, share = shot.toward or (shot.prompt, 0.0)
-        prompt = torch.lerp(self.pipeline.encode_prompt(shot.prompt), self.pipeline.encode_prompt(other), share)
-        return self.pipeline.sample(
+        pipeline = self.of_stickers if shot.sticker else self.pipeline
+        prompt = torch.lerp(pipeline.encode_prompt(shot.prompt), pipeline.encode_prompt(other), share)
+        return pipeline.sample(
             prompt,
-            self.pipeline.encode_prompt(""),
+            pipeline.encode_prompt(""),
             bind_prompt(other, subjects).bindings,
             strength=shot.strength,
             batch=shot.frames,
