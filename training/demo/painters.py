@@ -25,7 +25,6 @@ from training.host.pipeline import MoAPipeline
 from training.host.pretrained import load_base
 from training.host.tokenizer import bind_prompt
 from training.toy.pretrain import style_lora
-from training.toy.pretrain.style_lora import load_lora
 
 INVERSION_STEPS = 50
 Gallery = dict[str, list[Image.Image]]
@@ -54,7 +53,7 @@ class DiffusersPainter:
     def of_stickers(self) -> MoAPipeline:
         """With the LoRA in the base model, which changes that for good."""
         styled = self._pipeline()
-        load_lora(styled.base.unet, self.models / "loras" / style_lora.FILE)
+        style_lora.load_lora(styled.base.unet, self.models / "loras" / style_lora.FILE)
         return styled
 
     def subject(self, who: Who) -> Subject:
