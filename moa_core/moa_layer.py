@@ -59,7 +59,7 @@ class MoALayer(nn.Module):
         wanted = self._share(h, strength)
         if pixels.index.shape[1] == 0:
             return Mixed(prior, torch.zeros_like(wanted), wanted)
-        share = wanted.gather(1, pixels.index) * pixels.inside  # [B, K]
+        share = wanted.gather(1, pixels.index) * pixels.inside.to(wanted)  # [B, K]
         index = pixels.index[..., None].expand(-1, -1, h.shape[-1])  # [B, K, C]
         expert = self.expert(h.gather(1, index), h if context is None else context, attend)
         mixed = torch.lerp(prior.gather(1, index), expert, share[..., None].to(prior))

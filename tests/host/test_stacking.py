@@ -326,3 +326,19 @@ def test_a_compiled_model(host, loaded, each_moa, each_subjects):
         assert counters["stats"] == graphs  # no step was compiled anew
         assert torch.equal(host.sample(both, nobody, negative)["samples"], plain)
     assert counters["stats"]["unique_graphs"] > 0
+
+
+@pytest.mark.parametrize(("dtype", "routing"), [("fp16", "sparse"), ("bf16", "dense")])
+def test_half_precision_costs_moa_no_more_than_the_prior(host, loaded, each_moa, each_subjects, dtype, routing):
+    """What a GPU samples in."""
+    model, clip, _ = loaded
+    half = host.run("ModelComputeDtype", model, dtype)[0]
+
+    def error(models, clip) -> float:
+        drawn = [host.sample(m, host.prompt(clip, PROMPT), host.prompt(clip, "bad"), steps=5)["samples"] for m in models]
+        return float((drawn[0] - drawn[1]).abs().mean())
+
+    (patched, bound_clip), (exact, _) = (
+        host.patch(one, clip, each_moa, *each_subjects, routing=routing) for one in (half, model)
+    )
+    assert 0 < error((patched, exact), bound_clip) < 2 * error((half, model), clip)
