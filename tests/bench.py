@@ -61,8 +61,9 @@ def main() -> None:
         "--use-pytorch-cross-attention", action="store_true", help="ComfyUI's flag: on a CPU its default is slower"
     )
     options = parser.parse_args()
-    base, cpu = make_base_directory(Path(tempfile.mkdtemp())), not torch.cuda.is_available()
-    host = start_host(base, cpu, use_pytorch_cross_attention=options.use_pytorch_cross_attention)
+    flags = ["--use-pytorch-cross-attention"] * options.use_pytorch_cross_attention
+    flags += ["--cpu"] * (not torch.cuda.is_available())
+    host = start_host(make_base_directory(Path(tempfile.mkdtemp())), flags)
     shares = TrainedShares.of_shipped()
     print(shares)
     with torch.inference_mode():

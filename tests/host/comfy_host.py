@@ -1,4 +1,4 @@
-"""A real ComfyUI in this process, on the CPU, with the pack loaded the way it loads custom nodes."""
+"""A real ComfyUI in this process, with the pack loaded the way it loads custom nodes."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import asyncio
 import importlib
 import os
 import sys
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
 import torch
 
-from training.comfyui import NAME, find_comfyui
+from training.comfyui import FLAGS, NAME, find_comfyui
 
 WORD_SIZE = 64
 
@@ -71,12 +72,16 @@ class Host:
         return self.run("MoAPatchModel", model, clip, moa, chosen, **widgets)
 
 
-def start_host(base: Path, cpu: bool = True, **flags: bool) -> Host:
+def start_host(base: Path, flags: Sequence[str] = FLAGS) -> Host:
     """Import ComfyUI and the pack; once in a process. flags: of ComfyUI's own command line."""
     sys.path.insert(0, str(find_comfyui()))
-    from comfy.cli_args import args
+    import comfy.options
 
-    vars(args).update(cpu=cpu, base_directory=str(base), **flags)
+    comfy.options.enable_args_parsing()
+    own, sys.argv = sys.argv, ["main.py", *flags, "--base-directory", str(base)]
+    import comfy.cli_args  # reads the command line
+
+    sys.argv = own
     before = os.getcwd()
     import nodes
 

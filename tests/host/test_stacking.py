@@ -335,7 +335,9 @@ def test_half_precision_costs_moa_no_more_than_the_prior(host, loaded, each_moa,
     half = host.run("ModelComputeDtype", model, dtype)[0]
 
     def error(models, clip) -> float:
-        drawn = [host.sample(m, host.prompt(clip, PROMPT), host.prompt(clip, "bad"), steps=5)["samples"] for m in models]
+        drawn = [
+            host.sample(m, host.prompt(clip, PROMPT), host.prompt(clip, "bad"), steps=5)["samples"] for m in models
+        ]
         return float((drawn[0] - drawn[1]).abs().mean())
 
     (patched, bound_clip), (exact, _) = (

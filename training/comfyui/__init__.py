@@ -1,5 +1,5 @@
 """A ComfyUI beside this pack: found, run headless, given workflows."""
 
-from training.comfyui.server import NAME, PACK, Server, find_comfyui, make_base_directory, version
+from training.comfyui.server import FLAGS, NAME, PACK, Server, find_comfyui, make_base_directory, version
 
-__all__ = ["NAME", "PACK", "Server", "find_comfyui", "make_base_directory", "version"]
+__all__ = ["FLAGS", "NAME", "PACK", "Server", "find_comfyui", "make_base_directory", "version"]

@@ -20,6 +20,8 @@ from typing import Any
 
 PACK = Path(__file__).resolve().parents[2]
 NAME = "mixture-of-attention"  # in the Comfy registry, and so the folder that ComfyUI-Manager installs it into
+FLAGS = os.environ.get("COMFYUI_FLAGS", "--cpu").split()
+"""Of ComfyUI's command line; "" is a GPU as ComfyUI uses it by default."""
 
 
 def find_comfyui() -> Path | None:
@@ -53,7 +55,7 @@ def make_base_directory(folder: Path) -> Path:
 
 
 class Server:
-    """A ComfyUI on the CPU and on a free local port, for as long as the `with` block lasts."""
+    """A ComfyUI with FLAGS on a free local port, for as long as the `with` block lasts."""
 
     def __init__(self, comfyui: Path, base: Path):
         self.comfyui, self.base = comfyui, base
@@ -64,7 +66,7 @@ class Server:
         self.log = base / "comfyui.log"
 
     def __enter__(self) -> Server:
-        command = [sys.executable, "main.py", "--cpu", "--disable-auto-launch", "--base-directory", str(self.base)]
+        command = [sys.executable, "main.py", *FLAGS, "--disable-auto-launch", "--base-directory", str(self.base)]
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
                 [*command, "--port", str(self.port)], cwd=self.comfyui, stdout=log, stderr=subprocess.STDOUT

@@ -68,7 +68,7 @@ def load_checkpoint(
     Raises CheckpointError.
     """
     try:
-        values, moments = load_file(path / PARAMETERS), load_file(path / MOMENTS)
+        values, moments = load_file(path / PARAMETERS), load_file(path / MOMENTS) if optimizer else {}
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path} is no whole checkpoint ({type(error).__name__}: {error})") from error
     state = read_state(path)
