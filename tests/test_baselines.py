@@ -168,6 +168,7 @@ def test_the_evidence_holds_every_row_and_trains_none_twice(toy, tmp_path, monke
         calls = 3 if name == "MoA, three-term guidance" else 2  # no MoA acts on the first of two steps
         assert row["calls"][0] == calls
     assert report(result).count("| identity at least 0.9 of the unrouted |") == 1
+    assert "**Not trained" not in report(result) and report(result).count("| ahead of both baselines on the mean") == 1
     assert result["rows"][ROUTED] != result["rows"][UNROUTED]  # the same weights, other pictures
     assert (tmp_path / "evidence.png").exists() and (tmp_path / "evidence.json").exists()
     files = list(tmp_path.glob("*/checkpoints/step-00000001/*"))
@@ -175,8 +176,10 @@ def test_the_evidence_holds_every_row_and_trains_none_twice(toy, tmp_path, monke
     before = {path: path.stat().st_mtime_ns for path in files}
     train_row(configuration(CONTENDERS[0], settings, tmp_path, steps=1))
     assert all(path.stat().st_mtime_ns == changed for path, changed in before.items())
-    monkeypatch.setattr("training.toy.comparison.CONTENDERS", CONTENDERS[:1])
-    two = compare(settings, tmp_path, steps=1, seeds=2, singles=1, pairs=1)
+    two = compare(settings, tmp_path, steps=1, seeds=2, singles=1, pairs=1, contenders=CONTENDERS[:1])
+    alone = report(two)
+    assert "| MoA |" in alone and "| no MoA layer |" not in alone and "baselines on the mean" not in alone
+    assert "; no MoA layer; " in next(line for line in alone.splitlines() if line.startswith("**Not trained"))
     assert {path.name for path in tmp_path.glob("moa-*")} == {"moa-0", "moa-1"}
     assert two["rows"]["MoA"]["prior_inside"] != result["rows"]["MoA"]["prior_inside"]
     assert ", with 2 seeds each" in report(result | {"seeds": two["seeds"]})

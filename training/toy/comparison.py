@@ -7,7 +7,7 @@ goes on where it was stopped, and is judged as by training.toy.measure. The prio
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -101,7 +101,9 @@ def configuration(row: Contender, config: Config, run: Path, steps: int, seed: i
 def pipelines(row: Contender, config: Config, run: Path, steps: int, seeds: int) -> Iterator[MoAPipeline]:
     """The row's models, one of each seed, ready to sample; trained first where they are not."""
     if row.folder is None:
-        yield MoAPipeline(load_base(config.model.base), load_moa(SHIPPED))
+        base, moa = load_base(config.model.base), load_moa(SHIPPED)
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        yield MoAPipeline(base.to(device), moa.to(device))
         return
     for seed in range(seeds):
         trained = train_row(configuration(row, config, run, steps, seed))
@@ -138,9 +140,15 @@ def train_row(config: Config) -> MoAPipeline:
 
 
 def compare(
-    config: Config, run: Path, steps: int = STEPS, seeds: int = 1, singles: int = SINGLES, pairs: int = PAIRS
+    config: Config,
+    run: Path,
+    steps: int = STEPS,
+    seeds: int = 1,
+    singles: int = SINGLES,
+    pairs: int = PAIRS,
+    contenders: Sequence[Contender] = CONTENDERS,
 ) -> dict:
-    """Train and judge every row; figures and the contact sheet `evidence.png` go into the run's folder."""
+    """Train and judge the rows; figures and the contact sheet `evidence.png` go into the run's folder."""
     readout, everything = Readout.load(), list(cases(singles, pairs))
     renders = accuracy(readout, draw_renders(0, TEST, TEST_SCENES))
     ceiling = float(np.mean([renders[name] for name in IDENTITY]))
@@ -149,7 +157,7 @@ def compare(
     priors: list[Tensor] = []  # its pictures of every prompt
     rows: dict[str, dict[str, Estimate | None]] = {}
     pictures: list[list[Tensor]] = [[reference for case in shown for reference in _references(case)]]
-    for row in CONTENDERS:
+    for row in contenders:
         figures: list[Figures] = []
         for pipeline in pipelines(row, config, run, steps, seeds):
             if not prior:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from training.toy.comparison import Estimate
+from training.toy.comparison import CONTENDERS, Estimate
 
 PICTURE = "RESULTS.jpg"
 FINDINGS = Path(__file__).with_name("findings.md")
@@ -69,38 +69,54 @@ def report(result: dict) -> str:
     """All of it in Markdown: how it was made, the table, which goals MoA reached, the contact sheet's rows."""
     rows = result["rows"]
     singles, pairs = result["prompts"]
+    left_out = [row.name for row in CONTENDERS if row.name not in rows]
     lines = [
         "# MoA and its baselines in the toy world",
         "",
         "Made by `python -m training.evaluate toy`. Every method learnt from the same start, on the same records, for "
         f"{result['steps']} steps of {result['batch']}, at a rate that falls to nothing over their second half"
-        f"{_seeds(result['seeds'])}; the last row is the MoA that comes with the pack, trained longer "
+        f"{_seeds(result['seeds'])}; *MoA, as shipped* is the one that comes with the pack, trained longer "
         "([its card](../models/moa/moa-toy.md)). "
         f"{singles} prompts of one person and {pairs} of two, {result['pictures']} pictures each, of people "
         "that no training has seen. In brackets the 95% interval, from drawing prompts anew "
         f"{'(of each seed) ' if result['seeds'] > 1 else ''}(bootstrap, seed 0).",
         "",
-        "| | " + " | ".join(HEADINGS.values()) + " |",
-        "|---" * (len(HEADINGS) + 1) + "|",
     ]
+    if left_out:
+        lines += [f"**Not trained for this table** (`--rows`): {'; '.join(left_out)}.", ""]
+    lines += ["| | " + " | ".join(HEADINGS.values()) + " |", "|---" * (len(HEADINGS) + 1) + "|"]
     for name, row in rows.items():
         lines.append(f"| {name} | " + " | ".join(_cell(row[column]) for column in HEADINGS) + " |")
-    lines += ["", *EXPLANATION, "", "| goal set before training | " + " | ".join(JUDGED) + " |", "|---|---|---|"]
-    for column, (least, goal) in GOALS.items():
-        reached = [_verdict(rows[name][column][0], least, goal) for name in JUDGED]
-        lines.append(f"| {HEADINGS[column]} {'>=' if least else '<='} {goal:.2f} | {' | '.join(reached)} |")
-    ahead = _ahead(rows["MoA"]["mean"], [rows[name]["mean"] for name in BASELINES])
-    lines.append(f"| ahead of both baselines on the mean of both | {ahead} | trained longer than they |")
-    behind = [HEADINGS[column] for column in (*MORE, *LESS) if _behind(column, rows)]
-    level = f"missed: behind in {'; '.join(behind)}" if behind else "met"
-    lines.append(f"| first or level with them in every column but seconds | {level} | trained longer than they |")
-    lines += ["", "| goal set for routing by words | reached |", "|---|---|"]
-    for text, column, against, least, goal in ROUTING_GOALS:
-        value = _share(rows[ROUTED][column], rows[against][column] if against else (1.0, 1.0, 1.0))
-        lines.append(f"| {text} | {'-' if value is None else _verdict(value, least, goal)} |")
+    lines += ["", *EXPLANATION, "", *_goals(rows)]
+    if {UNROUTED, ROUTED} <= rows.keys():
+        lines += ["", *_goals_of_routing(rows)]
     lines += ["", f"![The same prompts and noise in every row]({PICTURE})", "", "From top to bottom: references, "]
     lines[-1] += ", ".join(rows) + "."
     return "\n".join([*lines, "", FINDINGS.read_text(encoding="utf-8")])
+
+
+def _goals(rows: dict) -> list[str]:
+    judged = [name for name in JUDGED if name in rows]
+    lines = ["| goal set before training | " + " | ".join(judged) + " |", "|---" * (len(judged) + 1) + "|"]
+    for column, (least, goal) in GOALS.items():
+        reached = [_verdict(rows[name][column][0], least, goal) for name in judged]
+        lines.append(f"| {HEADINGS[column]} {'>=' if least else '<='} {goal:.2f} | {' | '.join(reached)} |")
+    if {"MoA", *BASELINES} <= rows.keys():
+        longer = " trained longer than they |" * (len(judged) - 1)
+        ahead = _ahead(rows["MoA"]["mean"], [rows[name]["mean"] for name in BASELINES])
+        lines.append(f"| ahead of both baselines on the mean of both | {ahead} |{longer}")
+        behind = [HEADINGS[column] for column in (*MORE, *LESS) if _behind(column, rows)]
+        level = f"missed: behind in {'; '.join(behind)}" if behind else "met"
+        lines.append(f"| first or level with them in every column but seconds | {level} |{longer}")
+    return lines
+
+
+def _goals_of_routing(rows: dict) -> list[str]:
+    lines = ["| goal set for routing by words | reached |", "|---|---|"]
+    for text, column, against, least, goal in ROUTING_GOALS:
+        value = _share(rows[ROUTED][column], rows[against][column] if against else (1.0, 1.0, 1.0))
+        lines.append(f"| {text} | {'-' if value is None else _verdict(value, least, goal)} |")
+    return lines
 
 
 def _seeds(seeds: int) -> str:
