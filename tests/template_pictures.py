@@ -15,8 +15,8 @@ from training.comfyui import Server, find_comfyui, make_base_directory
 from training.comfyui.templates import FOLDER, NAMES, NEEDS_FILES, saved_by
 
 SIDE, GAP = 384, 2
-COUPLES = {"Swap one of two", "Exchange two people"}
-"""Two people are cut out as broad bands, one person as a strip."""
+BANDS = {"Face shapes", "Swap one of two", "Exchange two people"}
+"""Cut out as broad bands: two people, or how broad one is. Others are strips."""
 FRAMES = (0, 3, 7)
 """Of an animation."""
 
@@ -41,7 +41,7 @@ def painted(name: str, server: Server) -> list[Image.Image]:
 def thumbnail(name: str, pictures: list[Image.Image]) -> Image.Image:
     """One picture whole, four in two rows, others cut to strips beside or bands above each other."""
     count = len(pictures)
-    columns, rows = (2, 2) if count == 4 else (1, count) if name in COUPLES else (count, 1)
+    columns, rows = (2, 2) if count == 4 else (1, count) if name in BANDS else (count, 1)
     canvas = Image.new("RGB", (SIDE, SIDE), "white")
     width, height = ((SIDE + GAP) // columns - GAP, (SIDE + GAP) // rows - GAP)
     for n, picture in enumerate(pictures):

@@ -113,6 +113,25 @@ def test_two_people_change_places(gallery):
 
 
 @trained
+def test_a_wide_and_a_narrow_face_come_along_and_the_book_covers_both_men(gallery):
+    name = "Face shapes"
+    wide, narrow = (gallery(name)[title][0] for title in ("Wide", "Narrow"))
+    widths = [width_of_head(picture) for picture in (wide, narrow)]
+    print("face shapes, width of the wide and of the narrow head: {:.3f}, {:.3f}".format(*widths))
+    assert widths[0] > 1.1 * widths[1]  # of renders 1.26
+    assert read_off([wide, narrow], "action") == 2 * ["holding a book"]
+    for title, picture in (("Wide", wide), ("Narrow", narrow)):
+        assert all(read_off([picture], a) == [vars(people(name)[title])[a]] for a in KEPT)
+
+
+def width_of_head(picture: Image.Image) -> float:
+    """Where it is widest, in the upper part of the only person; of the picture's width."""
+    widths = people_in(picture).sum(axis=1)
+    top = int(widths.nonzero()[0][0])
+    return float(widths[top : top + IMAGE_SIZE * 3 // 8].max()) / IMAGE_SIZE
+
+
+@trained
 def test_a_lora_changes_the_style_and_not_who_it_is(gallery):
     name = "Another style"
     (who,) = people(name).values()

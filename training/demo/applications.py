@@ -26,6 +26,8 @@ class Shot(Take):
 
 C, D, MAN, WOMAN = Who(21, "man"), Who(2, "man"), B, Who(1, "woman")
 COUPLE = ("a portrait of a man waving and a man standing on a beach", 5)
+FACES = ("a portrait of a man holding a book in a forest", 1)
+SHAPES = {"Prior": ((Who(2697, "man"),), 0.0), "Wide": ((Who(2697, "man"),),), "Narrow": ((Who(1329, "man"),),)}
 HANDS_FULL = "a portrait of a man holding a book and a woman holding flowers in a lavender field"
 STORY = (
     "a portrait of a man waving and a woman standing on a beach",
@@ -47,6 +49,7 @@ APPLICATIONS: dict[str, dict[str, Sequence[Take]]] = {
     "One person": {"Picture": [WITH_A]},
     "Swap the person": {"Prior": [PRIOR], "Subject A": [WITH_A], "Subject B": [WITH_B]},
     "Two people": {"Picture": [TOGETHER]},
+    "Face shapes": {title: [Take(*FACES, *who)] for title, who in SHAPES.items()},
     "Swap one of two": {"A and B": [Take(*COUPLE, (A, C))], "C for A": [Take(*COUPLE, (D, C))]},
     "Exchange two people": {"A and B": [Take(*COUPLE, (A, C))], "B and A": [Take(*COUPLE, (C, A))]},
     "Four layouts of one couple": {"Four layouts": [Take(HANDS_FULL, 2, (MAN, WOMAN), frames=4)]},
