@@ -52,7 +52,7 @@ def _toy(args: argparse.Namespace) -> str:
     contenders = [row for row in CONTENDERS if row.name in args.rows]
     config = read_config(HERE / "configs/toy.yaml")
     text = report(compare(config, args.run, args.steps, args.seeds, contenders=contenders))
-    Image.open(args.run / "evidence.png").save(HERE / PICTURE, quality=90)
+    Image.open(args.run / "evidence.png").save(HERE / PICTURE, quality=80)
     write_whole(HERE / "RESULTS.md", text.encode())
     return text
 
