@@ -132,6 +132,18 @@ def width_of_head(picture: Image.Image) -> float:
 
 
 @trained
+def test_the_pose_follows_the_control_picture_and_the_person_stays(fresh_server, gallery, twin):
+    name = "Pose control"
+    api, numbers = twin(name)
+    (who,) = people(name).values()
+    api[numbers["The pose"]]["inputs"]["pose"] = "standing"
+    drawn = [gallery(name)["Picture"][0], pictures_of(name, fresh_server, api)["Picture"][0]]
+    assert read_off(drawn, "action") == ["waving", "standing"]
+    for attribute in KEPT:
+        assert read_off(drawn, attribute) == 2 * [vars(who)[attribute]]
+
+
+@trained
 def test_a_lora_changes_the_style_and_not_who_it_is(gallery):
     name = "Another style"
     (who,) = people(name).values()

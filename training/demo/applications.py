@@ -16,12 +16,13 @@ class Shot(Take):
     """A take, and what a workflow has beside MoA.
 
     toward: another prompt, and its share in the conditioning. photo: the shot begins from this one's picture, inverted.
-    sticker: with the LoRA of that style.
+    sticker: with the LoRA of that style. pose: who stands how, for the pose ControlNet.
     """
 
     toward: tuple[str, float] | None = None
     photo: Take | None = None
     sticker: bool = False
+    pose: tuple[Who, str] | None = None
 
 
 C, D, MAN, WOMAN = Who(21, "man"), Who(2, "man"), B, Who(1, "woman")
@@ -35,6 +36,7 @@ STORY = (
     "a portrait of a man standing and a woman waving in a city at night",
     "a portrait of a man holding flowers and a woman holding a book on a snowy mountain",
 )
+POSED = ("a portrait of a man on a beach", 0)
 STICKER = ("a portrait of a man holding a book in a forest", 3)
 KID, OLD = (f"a portrait of {age} man holding a book in a forest" for age in ("a kid", "an old"))
 ON_A_BEACH = ("a portrait of a man waving on a beach", 14)
@@ -67,6 +69,7 @@ APPLICATIONS: dict[str, dict[str, Sequence[Take]]] = {
         "Two thirds older": _aged(0.65),
         "Old": _aged(1),
     },
+    "Pose control": {"Picture": [Shot(*POSED, (A,), pose=(Who(5, "man"), "waving"))]},
     "Another style": {
         "Style, no subject": [Shot(*STICKER, (A,), 0.0, sticker=True)],
         "Subject": [Shot(*STICKER, (A,))],

@@ -16,17 +16,20 @@ from torch import Tensor
 from moa_core.moa_file import load_moa
 from moa_core.subject import Subject, interpolate
 from moa_core.trace import Trace
+from toy_world.draw import draw_person_pose
+from toy_world.world import someone
 from training.comfyui import Server
 from training.comfyui.templates import saved_by
 from training.demo.applications import APPLICATIONS, NOT_ONE_CALL, Shot
 from training.demo.graph import graph
 from training.demo.takes import CFG, CHECKPOINT, MOA, STEPS, Take, Who
-from training.host.pipeline import MoAPipeline
+from training.host.pipeline import Control, MoAPipeline, controlled_by
 from training.host.pretrained import load_base
 from training.host.tokenizer import bind_prompt
-from training.toy.pretrain import style_lora
+from training.toy.pretrain import controlnet, style_lora
 
 INVERSION_STEPS = 50
+CONTROL_STRENGTH = 1.5
 Gallery = dict[str, list[Image.Image]]
 """The pictures of an application by their titles in its workflow."""
 
@@ -84,8 +87,14 @@ class DiffusersPainter:
             batch=shot.frames,
             same_noise=shot.morph is not None,
             sampler="euler",
+            control=self._control(*shot.pose) if shot.pose else None,
             **self._start(shot),
         )
+
+    def _control(self, who: Who, action: str) -> Control:
+        network = controlnet.load_control_lora(self.pipeline.base, self.models / "controlnet" / controlnet.FILE)
+        skeleton = draw_person_pose(someone(who.seed, who.word), who.word, action, "portrait")
+        return controlled_by(network, _pixels(skeleton), CONTROL_STRENGTH)
 
     def _start(self, shot: Shot) -> dict[str, Any]:
         """What a shot begins from, and for how long."""

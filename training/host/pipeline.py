@@ -33,12 +33,12 @@ Control = Callable[[Tensor, Tensor, Tensor], dict[str, Any]]
 residuals."""
 
 
-def controlled_by(network: ControlNetModel, picture: Tensor) -> Control:
+def controlled_by(network: ControlNetModel, picture: Tensor, strength: float = 1.0) -> Control:
     """What a ControlNet says of a picture [H, W, 3] in 0..1, the same for all rows: `control` of `sample`."""
 
     def control(latents: Tensor, timestep: Tensor, context: Tensor) -> dict[str, Any]:
         shown = picture.to(latents).movedim(-1, 0).expand(len(latents), -1, -1, -1)
-        down, middle = network(latents, timestep, context, shown, return_dict=False)
+        down, middle = network(latents, timestep, context, shown, strength, return_dict=False)
         return {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
 
     return control

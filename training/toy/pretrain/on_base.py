@@ -50,7 +50,8 @@ def train_on_base(
     """Train what is not frozen of a model that denoises: latents, timestep, ids, *control -> noise.
 
     dropped: share of captions replaced by the empty one. The contact sheet shows the prompts, under the control of
-    the first held-out scenes.
+    the first held-out scenes. Under a control most timesteps are noisy ones, which lay out the picture: cubic sampling
+    (T2I-Adapter, Mou et al., 2023, 3.3).
     """
     trainee, loss = Trainee(name, model, plan), plan.loss(diffusion_loss)
     empty = torch.tensor(tokenize(""), device=device())
@@ -61,6 +62,8 @@ def train_on_base(
         latents, ids, control = scenes.at(which)
         ids = torch.where((torch.rand(len(which), 1, generator=random) < dropped).to(device()), empty, ids)
         timestep = torch.randint(TIMESTEPS, (len(which),), generator=random).to(device())
+        if control:
+            timestep = TIMESTEPS - 1 - timestep**3 // TIMESTEPS**2
         noise = torch.randn(latents.shape, generator=random).to(device())
         return latents, ids, timestep, noise, *control
 
