@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from einops import rearrange
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .address import Address
-from .expert import attend
 
 Projection = Callable[[Tensor], Tensor]
+KeysValues = tuple[Tensor, Tensor]
+"""Both [B, heads, T, C / heads]."""
 
 
 @dataclass(frozen=True)
@@ -32,13 +33,17 @@ class PriorAttention:
     heads: int
 
     def out(self, x: Tensor) -> Tensor:
-        """W_out x [B, K, C]: without the bias, which the prior's output holds already."""
-        return self.to_out(x) - self.to_out(x.new_zeros(1, 1, x.shape[-1]))
+        """W_out x [B, K, C]: without the bias, which the prior's output holds already.
+
+        The bias is what one more pixel, of zeros, gives.
+        """
+        out = self.to_out(F.pad(x, (0, 0, 0, 1)))  # [B, K + 1, C]
+        return out[:, :-1] - out[:, -1:]
 
     def attention_to(self, h: Tensor, context: Tensor) -> Tensor:
         """Attention weights, averaged over heads: h [B, N, C], context [B, T, D] -> [B, N, T]."""
         q, k = self.to_q(h), self.to_k(context)
-        q, k = (rearrange(x, "b n (heads d) -> b heads n d", heads=self.heads).float() for x in (q, k))
+        q, k = (_per_head(x, self.heads).float() for x in (q, k))
         scores = torch.einsum("bhnd,bhtd->bhnt", q, k) * q.shape[-1] ** -0.5
         return scores.softmax(dim=-1).mean(dim=1)
 
@@ -56,11 +61,20 @@ class ImageExpert(nn.Module):
         self.to_k = operations.Linear(context_dim, dim, bias=False, **factory)
         self.to_v = operations.Linear(context_dim, dim, bias=False, **factory)
 
-    def forward(self, h: Tensor, tokens: Tensor, prior: PriorAttention, mask: Tensor | None = None) -> Tensor:
-        """delta [B, K, C] of pixels h [B, K, C] that attend to tokens [B, T, D].
+    def keys_values(self, tokens: Tensor, heads: int) -> KeysValues:
+        """Of tokens [B, T, D]: they are the same in every step."""
+        return _per_head(self.to_k(tokens), heads), _per_head(self.to_v(tokens), heads)
+
+    def forward(self, h: Tensor, keys_values: KeysValues, prior: PriorAttention, mask: Tensor | None = None) -> Tensor:
+        """delta [B, K, C] of pixels h [B, K, C] that attend to T tokens.
 
         mask: bool [B, K, T], which tokens a pixel may see; None is all of them.
         """
-        tokens = tokens.to(h)
         seen = None if mask is None else mask[:, None]
-        return prior.out(attend(prior.to_q(h), self.to_k(tokens), self.to_v(tokens), prior.heads, seen))
+        out = F.scaled_dot_product_attention(_per_head(prior.to_q(h), prior.heads), *keys_values, seen)
+        return prior.out(out.transpose(1, 2).flatten(2))
+
+
+def _per_head(x: Tensor, heads: int) -> Tensor:
+    """[B, T, C] -> [B, heads, T, C / heads]."""
+    return x.unflatten(2, (heads, -1)).transpose(1, 2)

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .address import Address, BlockShape
 from .expert import Attend
 from .image_expert import ImageExpert, Prior
+from .image_rows import NOBODY, RowsPeople, RowsTokens, RowSubjects
 from .rows import Row
 from .subject import Subject
 from .word_router import WordReader, WordRouter, read_blocks
 
 _KINDS = ("input", "output", "middle")
-EVEN = 1e-4
-"""Shares of a pixel that differ by less are equal."""
+ROWS_KEPT = 16
+"""Of so many calls' rows tokens are kept: a host may show pictures in parts, and a film in ever new windows."""
 
 
 def file_order(blocks: Mapping[Address, BlockShape]) -> list[Address]:
@@ -72,6 +71,7 @@ class ImageRun:
         self.layers = dict(zip(file_order(blocks), mixture.layers, strict=True))
         self.read = frozenset(read_blocks(blocks))
         self._shares: Tensor | None = None
+        self._tokens: dict[tuple, RowsTokens] = {}
         self._people: dict[tuple, RowsPeople] = {}
 
     def call(
@@ -96,11 +96,17 @@ class ImageRun:
             self._shares = shares
             self._people.clear()
         there = frozenset(self.router.subjects if present is None else present)
+        people = tuple(self._shown(row) for row in rows)
+        if people not in self._tokens:
+            if len(self._tokens) == ROWS_KEPT:
+                self._tokens.clear()
+            self._tokens[people] = RowsTokens.of(people, self.mixture.negative, latents)
         key = (tuple(rows), latents.shape, there)
         if key not in self._people:
-            self._people[key] = RowsPeople.of(rows, shares, there, self.router, self.mixture, latents)
+            amounts = self._amounts(rows, shares, there, latents)
+            self._people[key] = RowsPeople(amounts, self.strength, self.mixture.tokens, latents)
         words = WordReader(self.router, self.read, rows, context, prior)
-        return ImageCall(self, self._people[key], words, prior)
+        return ImageCall(self, self._people[key], self._tokens[people], words, prior)
 
     def finish(self, call: ImageCall, rows: Sequence[Row], latents: Tensor) -> None:
         """Note where the call's words were."""
@@ -111,97 +117,36 @@ class ImageRun:
         self.router.finish()
         return self.router.last()
 
+    def _shown(self, row: Row) -> RowSubjects:
+        """Those that the router does not know come from a prompt that was encoded for others, and are nowhere."""
+        if not row.positive:
+            return NOBODY
+        return row.view.picture, tuple(s for s in row.subjects if self.router.number(s) is not None)
 
-@dataclass(frozen=True)
-class PersonPixels:
-    """Those of a layer's pixels that ask the expert; rows with fewer than K are filled up with others."""
+    def _amounts(self, rows: Sequence[Row], shares: Tensor, present: Collection[Subject], latents: Tensor) -> Tensor:
+        """How much of every subject each pixel of the rows gets, before strength: weight times share, [B, S, h, w].
 
-    index: Tensor | None
-    """[B, K]; None: all of them, in order."""
-    amount: Tensor
-    """[B, K]: how much of delta each gets, before strength; 0 for what fills up."""
-    mask: Tensor | None
-    """bool [B, K, S * n]: the tokens of the one person a pixel belongs to; None where rows have one person each."""
-
-
-@dataclass
-class RowsPeople:
-    """Who is where in the rows of one U-Net call; a negative row has one, whose picture shows nobody."""
-
-    tokens: Tensor
-    """[B, S * n, D] on the device; 0 for rows with fewer than S people."""
-    amounts: Tensor
-    """[B, S, h, w] on the CPU: share times the subject's weight."""
-    _sized: dict[tuple[int, int], tuple[PersonPixels | None, Tensor]] = field(default_factory=dict)
-
-    @classmethod
-    def of(
-        cls,
-        rows: Sequence[Row],
-        shares: Tensor,
-        present: Collection[Subject],
-        router: WordRouter,
-        mixture: ImageMixture,
-        latents: Tensor,
-    ) -> RowsPeople:
-        """shares: [S, P, h, w]; present: the subjects that negative rows stand opposite to.
-
-        Subjects that the router does not know come from a prompt that was encoded for other ones, and are nowhere.
+        shares: [S, P, h, w]; present: the subjects that negative rows, which have one place, stand opposite to.
         """
-        weight = torch.tensor([s.weight if s in present else 0.0 for s in router.subjects]).view(-1, 1, 1)
-        people = [[s for s in row.subjects if row.positive and router.number(s) is not None] for row in rows]
-        most = max(1, *map(len, people))
-        size = tuple(latents.shape[2:])
-        tokens = torch.zeros(len(rows), most, mixture.tokens, mixture.negative.shape[-1])
-        amounts = torch.zeros(len(rows), most, *size)
+        weight = torch.tensor([s.weight if s in present else 0.0 for s in self.router.subjects]).view(-1, 1, 1)
+        people = [self._shown(row)[1] for row in rows]
+        amounts = torch.zeros(len(rows), max(1, *map(len, people)), *latents.shape[2:])
         for number, row in enumerate(rows):
-            if row.view.picture >= router.pictures or not row.view.fits(router.size, latents):
+            if row.view.picture >= self.router.pictures or not row.view.fits(self.router.size, latents):
                 continue  # nothing is known of where this is
-            shown = shares[(slice(None), *row.view.within(router.size))] * weight  # [S, h, w]
+            shown = shares[(slice(None), *row.view.within(self.router.size))] * weight  # [S, h, w]
             if not row.positive:
-                tokens[number, 0] = mixture.negative
                 amounts[number, 0] = shown.sum(dim=0)
-                continue
             for place, subject in enumerate(people[number]):
-                tokens[number, place] = subject.feature(row.view.picture).view_as(tokens[number, place])
-                amounts[number, place] = shown[router.number(subject)]
-        return cls(tokens.flatten(1, 2).to(latents), amounts)
-
-    def at(self, size: tuple[int, int]) -> tuple[PersonPixels | None, Tensor]:
-        """The pixels of a layer of (h, w) that ask the expert, None where none does, and all amounts [B, h, w]."""
-        if size not in self._sized:
-            self._sized[size] = self._at(size)
-        return self._sized[size]
-
-    def _at(self, size: tuple[int, int]) -> tuple[PersonPixels | None, Tensor]:
-        device, people = self.tokens.device, self.amounts.shape[1]
-        shown = F.interpolate(self.amounts, size, mode="area").flatten(2)  # [B, S, N]
-        amount = shown.sum(dim=1)  # [B, N]
-        # Where two people have equal parts of a pixel the first has it, whatever the rounding.
-        person = (shown > shown.amax(dim=1, keepdim=True) - EVEN).int().argmax(dim=1)  # [B, N]
-        asks = (amount > 0).float()
-        most = int(asks.sum(dim=1).max())
-        whole = amount.unflatten(1, size).to(device)
-        if most == 0:
-            return None, whole
-        index = None
-        if most < amount.shape[1]:
-            index = asks.argsort(dim=1, descending=True, stable=True)[:, :most]
-            amount, person = amount.gather(1, index), person.gather(1, index)
-            index = index.to(device)
-        mask = None
-        if people > 1:
-            each = self.tokens.shape[1] // people
-            owner = torch.arange(people).repeat_interleave(each)  # [S * n]
-            mask = (person[..., None] == owner).to(device)
-        return PersonPixels(index, amount.to(device), mask), whole
+                amounts[number, place] = shown[self.router.number(subject)]
+        return amounts
 
 
 class ImageCall:
     """One U-Net call."""
 
-    def __init__(self, run: ImageRun, people: RowsPeople, words: WordReader, prior: Prior):
-        self.run, self.people, self.words, self.prior = run, people, words, prior
+    def __init__(self, run: ImageRun, people: RowsPeople, tokens: RowsTokens, words: WordReader, prior: Prior):
+        self.run, self.people, self.tokens, self.words, self.prior = run, people, tokens, words, prior
         self.shares: dict[tuple[Address, str], Tensor] = {}
         """The expert's share [B, h, w] of every cross-attention met so far."""
         self.pixels, self.asked = 0, 0
@@ -215,16 +160,15 @@ class ImageCall:
         if attention == "attn1":
             return prior
         self.words.read(address, h, size)
-        pixels, amounts = self.people.at(size)
-        self.shares[address, attention] = (self.run.strength * amounts).clamp(0.0, 1.0)
+        pixels, self.shares[address, attention] = self.people.at(size)
         self.pixels += prior.shape[0] * prior.shape[1]
         if pixels is None:
             return prior
         self.asked += pixels.amount.numel()
         expert, projections = self.run.layers[address], self.prior(address)
-        factor = (self.run.strength * pixels.amount)[..., None].to(prior)  # [B, K, 1]
+        keys_values = self.tokens.of_expert(expert, projections.heads)
         if pixels.index is None:
-            return prior + factor * expert(h, self.people.tokens, projections, pixels.mask)
-        index = pixels.index[..., None].expand(-1, -1, h.shape[-1])  # [B, K, C]
-        delta = factor * expert(h.gather(1, index), self.people.tokens, projections, pixels.mask)
-        return prior.scatter_add(1, index, delta)
+            return torch.addcmul(prior, expert(h, keys_values, projections, pixels.mask), pixels.amount)
+        index = pixels.index.expand(-1, -1, h.shape[-1])  # [B, K, C]
+        delta = expert(h.gather(1, index), keys_values, projections, pixels.mask)
+        return prior.scatter_add(1, index, delta * pixels.amount)

@@ -1,10 +1,11 @@
 """What MoA costs in ComfyUI: step time and peak memory beside the base model's, and the cost of the trace.
 
 `make bench`, or: python -m tests.bench [--shapes toy sd15] [--areas 0.25] [--rounds 3]. One step is one U-Net call of
-two rows (positive and negative) through ComfyUI's own sampling, on the GPU when there is one. A run has two steps, of
-which the second is timed: sparse routing cuts nothing in the first. Weights are random, but routers say what those of
-the shipped toy MoA say where its subjects are and elsewhere. Beside it, on the same U-Net in diffusers, IP-Adapter's
-attention for one picture. All variants of a shape are timed in turn, round after round, and the medians compared.
+two rows (positive and negative) through ComfyUI's own sampling, on the GPU when there is one. A run has three steps, of
+which the last is timed: sparse routing cuts nothing at first, and image experts make in the second what they keep.
+Weights are random, but routers say what those of the shipped toy MoA say where its subjects are and elsewhere. Beside
+it, on the same U-Net in diffusers, IP-Adapter's attention for one picture. All variants of a shape are timed in turn,
+round after round, and the medians compared.
 """
 
 from __future__ import annotations
@@ -39,6 +40,8 @@ TOY = UNET | {
 SHAPES = {"toy": (TOY, 128, lambda: toy_base.random_toy().unet), "sd15": (UNET, 512, sd15.unet)}
 """U-Net configuration, the side of its pictures in pixels, and the same U-Net in diffusers."""
 IMAGE_TOKENS = 4
+BEFORE = 1
+"""Number of the step before the one that is timed."""
 
 
 @dataclass
@@ -189,7 +192,7 @@ def telling(router, shares: TrainedShares, kind: Kind, area: float, seed: int) -
 
 
 def comfyui_step(host, model, text_dim: int, side: int) -> Callable[[], Step]:
-    """A function that takes two steps at guidance scale 7, positive and negative in one call, and times the second."""
+    """A function that takes three steps at guidance scale 7, positive and negative in one call, and times the last."""
     import comfy.sample
     import comfy.samplers
 
@@ -200,7 +203,7 @@ def comfyui_step(host, model, text_dim: int, side: int) -> Callable[[], Step]:
     positive, negative = ([[torch.randn(1, 77, text_dim), extra]] for extra in (note, {}))
     latent = torch.zeros(1, 4, side, side)
     noise = comfy.sample.prepare_noise(latent, 0)
-    sigmas = model.get_model_object("model_sampling").sigmas[[500, 400, 0]]
+    sigmas = model.get_model_object("model_sampling").sigmas[[600, 500, 400, 0]]
 
     def step() -> Step:
         with Watch(hooks) as watch:
@@ -231,9 +234,9 @@ def peer_steps(unet, text_dim: int, side: int) -> dict[str, Callable[[], Step]]:
         def run() -> Step:
             unet.set_attn_processor(dict(processors))
             with Watch(None) as watch:
-                watch.after_step(0)
+                watch.after_step(BEFORE)
                 unet(latents, 400, context)
-                watch.after_step(1)
+                watch.after_step(BEFORE + 1)
             return watch.step
 
         return run
@@ -242,7 +245,7 @@ def peer_steps(unet, text_dim: int, side: int) -> dict[str, Callable[[], Step]]:
 
 
 class Watch:
-    """Times the second step of a run, and what it takes of memory; hooks: the module that records the trace."""
+    """Times the last step of a run, and what it takes of memory; hooks: the module that records the trace."""
 
     def __init__(self, hooks):
         self.hooks, self.step, self._done = hooks, Step(0.0), threading.Event()
@@ -260,7 +263,9 @@ class Watch:
 
     def after_step(self, number: int, *_) -> None:
         synchronize()
-        if number == 0:
+        if number < BEFORE:
+            return
+        if number == BEFORE:
             self._watch_memory()
             self.step.recording, self._started = 0.0, time.perf_counter()
             return

@@ -131,7 +131,8 @@ def test_several_people_are_each_themselves_where_they_are_and_elsewhere_is_the_
     mixed = call.mix(address, "attn2", h, prior, (16, 16)).unflatten(1, (16, 16))
     at = prior.unflatten(1, (16, 16))
     expert, projections = run.layers[address], prior_of(unet)(address)
-    alone = [at + expert(h, tokens[n][None], projections).unflatten(1, (16, 16)) for n in range(2)]
+    keys_values = [expert.keys_values(tokens[n][None], projections.heads) for n in range(2)]
+    alone = [at + expert(h, keys_values[n], projections).unflatten(1, (16, 16)) for n in range(2)]
     torch.testing.assert_close(mixed[:, :, :5], alone[0][:, :, :5])
     torch.testing.assert_close(mixed[:, :, 11:], torch.lerp(at, alone[1], 0.5)[:, :, 11:])
     assert torch.equal(mixed[:, :, 5:11], at[:, :, 5:11]) and call.asked == 160

@@ -1,6 +1,9 @@
 """The word router: whose pixel a pixel is, read off the prior's attention to words, or given by an area."""
 
 import copy
+import gc
+import weakref
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -211,6 +214,37 @@ def test_no_image_expert_makes_the_host_wait_for_an_accelerator(image_run):
             run.finish(call, rows, latents)
         assert waits.count == 0
     assert call.asked
+
+
+@torch.no_grad()
+def test_a_photo_goes_through_every_expert_once_whatever_the_steps_and_tiles(image_run):
+    run, rows, unet = image_run
+    wrapped, latents, context = MoAUNet(unet, run.mixture), torch.randn(2, 4, 16, 16), torch.randn(2, 77, DIM)
+    seen = []
+    for expert in run.layers.values():
+        expert.to_v.register_forward_hook(lambda module, *_: seen.append(module))
+    for level in LEVELS[:5]:
+        timestep = torch.tensor([level, level])
+        for top in (0, 8):
+            tiles = [replace(row, view=View(0, (top, 0, 8, 16))) for row in rows]
+            call = run.call(tiles, level, latents[:, :, top : top + 8], context, timestep, prior_of(unet))
+            wrapped.run(latents[:, :, top : top + 8], timestep, context, call)
+            run.finish(call, tiles, latents[:, :, top : top + 8])
+    assert call.asked and len(seen) == len(set(seen)) == len(run.layers)
+
+
+@torch.no_grad()
+def test_a_film_in_ever_new_windows_keeps_few_tokens(image_run):
+    one, (row, _), unet = image_run
+    blocks = block_shapes(unet.state_dict())
+    run = ImageRun(one.mixture, one.router.subjects, 100, (16, 16), LEVELS, 1.0, blocks, True)
+    prior, latents, context = prior_of(unet), torch.randn(2, 4, 16, 16), torch.randn(2, 77, DIM)
+    kept = []
+    for picture in range(99):
+        window = [replace(row, view=View(n)) for n in (picture, picture + 1)]
+        kept.append(weakref.ref(run.call(window, 1.0, latents, context, torch.ones(2), prior).tokens))
+    gc.collect()
+    assert 0 < sum(tokens() is not None for tokens in kept) < 30
 
 
 def learned(stirred_moa, subjects, rows: int = 1) -> tuple:

@@ -104,7 +104,8 @@ class Decoupled(nn.Module):
 
     def forward(self, h: Tensor, tokens: Tensor, seen: Tensor) -> Tensor:
         """delta [B, N, C] of h [B, N, C] that attends to tokens [B, T, D], those seen [B, 1, T]."""
-        return self.image(h, tokens, PriorAttention(self.to_q, self.image.to_k, self.to_out[0], self.heads), seen)
+        prior = PriorAttention(self.to_q, self.image.to_k, self.to_out[0], self.heads)
+        return self.image(h, self.image.keys_values(tokens, self.heads), prior, seen)
 
 
 def _save_ip_adapter(moa: MoA, path: Path) -> None:
