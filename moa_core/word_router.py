@@ -17,7 +17,7 @@ from .finished_steps import FinishedSteps
 from .image_expert import Prior
 from .rows import Row
 from .subject import Subject
-from .subject_area import View, level_after
+from .subject_area import View, between_classes, level_after
 
 BEGINNING = 0.2
 """Part of the steps, at the beginning, in which the prior draws alone: the words have not found their places yet."""
@@ -42,9 +42,10 @@ def read_blocks(blocks: Mapping[Address, BlockShape]) -> list[Address]:
 class WordRouter:
     """Every subject's share of every picture of one sampling run, as its finished steps show it.
 
-    share_k = area where k wins: area is soft, the words' maps together, from their least to their greatest; a pixel
-    is the subject's whose blurred map is the greatest there. A subject with an `area` of its own has it from the
-    first step on, the others have the rest; where such areas overlap, the strongest wins, then the first.
+    share_k = area where k wins: area rises with the words' maps together, from 0 where they are least to 1 where the
+    upper of two classes begins (Otsu); a pixel is the subject's whose blurred map is the greatest there. A subject with
+    an `area` of its own has it from the first step on, the others have the rest; where such areas overlap, the
+    strongest wins, then the first.
     """
 
     def __init__(self, subjects: Sequence[Subject], pictures: int, size: tuple[int, int], levels: Sequence[float]):
@@ -107,9 +108,10 @@ class WordRouter:
             maps, seen = torch.zeros(shape), torch.zeros(shape, dtype=torch.bool)
         else:
             maps, seen = (x.view(shape) for x in (steps.mean, steps.seen))
-        soft = _from_least_to_greatest(maps.amax(dim=0), seen.any(dim=0))  # [P, h, w]
+        together = zip(maps.amax(dim=0), seen.any(dim=0), strict=True)
+        anyone = torch.stack([_area(*picture) for picture in together])  # [P, h, w]
         strength = _blurred(maps).where(seen, -torch.inf)
-        shares = soft.expand(shape).clone()
+        shares = anyone.expand(shape).clone()
         for number, area in enumerate(self._areas):
             if area is not None:
                 strength[number] = (FIRST + area).where(area > 0, -torch.inf)
@@ -126,20 +128,22 @@ class WordReader:
         self, router: WordRouter, blocks: Collection[Address], rows: Sequence[Row], context: Tensor, prior: Prior
     ):
         """blocks: those that are read; context [B, T, D]."""
-        self.router, self.blocks, self.rows, self.context, self.prior = router, blocks, rows, context, prior
+        self.router, self.blocks, self.rows, self.prior = router, blocks, rows, prior
         length = context.shape[1]
         self._places = [
             [place for place in row.places(length) if row.positive and router.reads(place[1])] for row in rows
         ]
-        self._asking = [number for number, places in enumerate(self._places) if places]
+        asking = [number for number, places in enumerate(self._places) if places]
+        self._asking = slice(asking[0], asking[-1] + 1) if asking else slice(0)  # most often side by side
+        self._text = context[self._asking]
         self._maps: list[tuple[Subject, View, Tensor]] = []
 
     def read(self, address: Address, h: Tensor, size: tuple[int, int]) -> None:
         """h [B, N, C]: what entered the cross-attention there; size: the layer's (height, width)."""
-        if address not in self.blocks or not self._asking:
+        if address not in self.blocks or not len(self._text):
             return
-        attention = self.prior(address).attention_to(h[self._asking], self.context[self._asking])  # [R, N, T]
-        for number, weights in zip(self._asking, attention, strict=True):
+        attention = self.prior(address).attention_to(h[self._asking], self._text)  # [R, N, T]
+        for number, weights in enumerate(attention, start=self._asking.start):
             maps: dict[Subject, Tensor] = {}
             for position, subject in self._places[number]:
                 here = weights[:, position].unflatten(0, size)
@@ -157,12 +161,14 @@ FIRST = 1e6
 """Stronger than any attention."""
 
 
-def _from_least_to_greatest(maps: Tensor, seen: Tensor) -> Tensor:
-    """[P, h, w] -> 0..1 in each picture; 0 where nothing was seen, or where all is the same."""
-    least = maps.where(seen, torch.inf).amin(dim=(1, 2), keepdim=True)
-    greatest = maps.where(seen, -torch.inf).amax(dim=(1, 2), keepdim=True)
-    spread = greatest - least
-    return ((maps - least) / spread).where(seen & (spread > 1e-6), 0.0)
+def _area(maps: Tensor, seen: Tensor) -> Tensor:
+    """One picture's maps [h, w] -> 0..1; 0 where nothing was seen, or where all is the same."""
+    shown = maps[seen]
+    if len(shown) == 0 or (spread := shown.max() - shown.min()) <= 1e-6:
+        return torch.zeros_like(maps)
+    rising = (maps - shown.min()) / spread
+    cut = between_classes(rising[seen])
+    return (rising / cut).clamp(0.0, 1.0).where(seen, 0.0)
 
 
 def _blurred(maps: Tensor) -> Tensor:
