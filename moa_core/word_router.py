@@ -17,7 +17,7 @@ from .finished_steps import FinishedSteps
 from .image_expert import Prior
 from .rows import Row
 from .subject import Subject
-from .subject_area import View, between_classes, level_after
+from .subject_area import View, level_after
 
 BEGINNING = 0.15
 """Part of the steps, at the beginning, in which the prior draws alone: the words have not found their places yet. In
@@ -43,10 +43,10 @@ def read_blocks(blocks: Mapping[Address, BlockShape]) -> list[Address]:
 class WordRouter:
     """Every subject's share of every picture of one sampling run, as its finished steps show it.
 
-    share_k = area where k wins: area rises with the words' maps together, from 0 where they are least to 1 where the
-    upper of two classes begins (Otsu); a pixel is the subject's whose blurred map is the greatest there. A subject with
-    an `area` of its own has it from the first step on, the others have the rest; where such areas overlap, the
-    strongest wins, then the first.
+    share_k = area where k wins: area rises with the words' maps together, from 0 where they are least to 1 at
+    their mean over the pixels, each weighted by its own value; a pixel is the subject's whose blurred map is the
+    greatest there. A subject with an `area` of its own has it from the first step on, the others have the rest; where
+    such areas overlap, the strongest wins, then the first.
     """
 
     def __init__(self, subjects: Sequence[Subject], pictures: int, size: tuple[int, int], levels: Sequence[float]):
@@ -109,8 +109,7 @@ class WordRouter:
             maps, seen = torch.zeros(shape), torch.zeros(shape, dtype=torch.bool)
         else:
             maps, seen = (x.view(shape) for x in (steps.mean, steps.seen))
-        together = zip(maps.amax(dim=0), seen.any(dim=0), strict=True)
-        anyone = torch.stack([_area(*picture) for picture in together])  # [P, h, w]
+        anyone = _area(maps.amax(dim=0), seen.any(dim=0))  # [P, h, w]
         strength = _blurred(maps).where(seen, -torch.inf)
         shares = anyone.expand(shape).clone()
         for number, area in enumerate(self._areas):
@@ -163,13 +162,12 @@ FIRST = 1e6
 
 
 def _area(maps: Tensor, seen: Tensor) -> Tensor:
-    """One picture's maps [h, w] -> 0..1; 0 where nothing was seen, or where all is the same."""
-    shown = maps[seen]
-    if len(shown) == 0 or (spread := shown.max() - shown.min()) <= 1e-6:
-        return torch.zeros_like(maps)
-    rising = (maps - shown.min()) / spread
-    cut = between_classes(rising[seen])
-    return (rising / cut).clamp(0.0, 1.0).where(seen, 0.0)
+    """[P, h, w] -> 0..1 in each picture; 0 where nothing was seen, or where all is the same."""
+    least = maps.where(seen, torch.inf).amin(dim=(1, 2), keepdim=True)
+    spread = maps.where(seen, -torch.inf).amax(dim=(1, 2), keepdim=True) - least
+    rising = (maps - least).where(seen & (spread > 1e-6), 0.0)
+    full = rising.square().sum(dim=(1, 2), keepdim=True) / rising.sum(dim=(1, 2), keepdim=True)
+    return (rising / full).clamp(0.0, 1.0).where(rising > 0, 0.0)
 
 
 def _blurred(maps: Tensor) -> Tensor:
