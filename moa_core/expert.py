@@ -14,10 +14,20 @@ Attend = Callable[[Tensor, Tensor, Tensor, int], Tensor]
 """Multi-head attention: q [B, K, C], k and v [B, T, C], number of heads -> [B, K, C]; each host has its own."""
 
 
+def per_head(x: Tensor, heads: int) -> Tensor:
+    """[B, T, C] -> [B, heads, T, C / heads]."""
+    return rearrange(x, "b t (heads d) -> b heads t d", heads=heads)
+
+
 def attend(q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None = None) -> Tensor:
     """torch's. mask: bool, broadcast to [B, heads, K, T], True where a query may look."""
-    q, k, v = (rearrange(x, "b n (heads d) -> b heads n d", heads=heads) for x in (q, k, v))
-    return rearrange(F.scaled_dot_product_attention(q, k, v, mask), "b heads n d -> b n (heads d)")
+    return attend_per_head(q, per_head(k, heads), per_head(v, heads), mask)
+
+
+def attend_per_head(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    """The same with k and v [B, heads, T, C / heads]."""
+    out = F.scaled_dot_product_attention(per_head(q, k.shape[1]), k, v, mask)
+    return rearrange(out, "b heads n d -> b n (heads d)")
 
 
 class Expert(nn.Module):
@@ -44,6 +54,6 @@ class Expert(nn.Module):
         Costs the whole map; the object loss (eq. 12) needs it, sampling does not.
         """
         q, k = self.to_q(h), self.to_k(context)
-        q, k = (rearrange(x, "b n (heads d) -> b heads n d", heads=self.heads) for x in (q, k))
+        q, k = (per_head(x, self.heads) for x in (q, k))
         scores = torch.einsum("bhnd,bhtd->bhnt", q, k) * q.shape[-1] ** -0.5
         return scores.softmax(dim=-1).mean(dim=1)

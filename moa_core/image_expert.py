@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .address import Address
+from .expert import attend_per_head, per_head
 
 Projection = Callable[[Tensor], Tensor]
 KeysValues = tuple[Tensor, Tensor]
@@ -43,7 +44,7 @@ class PriorAttention:
     def attention_to(self, h: Tensor, context: Tensor) -> Tensor:
         """Attention weights, averaged over heads: h [B, N, C], context [B, T, D] -> [B, N, T]."""
         q, k = self.to_q(h), self.to_k(context)
-        q, k = (_per_head(x, self.heads).float() for x in (q, k))
+        q, k = (per_head(x, self.heads).float() for x in (q, k))
         scores = torch.einsum("bhnd,bhtd->bhnt", q, k) * q.shape[-1] ** -0.5
         return scores.softmax(dim=-1).mean(dim=1)
 
@@ -63,7 +64,7 @@ class ImageExpert(nn.Module):
 
     def keys_values(self, tokens: Tensor, heads: int) -> KeysValues:
         """Of tokens [B, T, D]: they are the same in every step."""
-        return _per_head(self.to_k(tokens), heads), _per_head(self.to_v(tokens), heads)
+        return per_head(self.to_k(tokens), heads), per_head(self.to_v(tokens), heads)
 
     def forward(self, h: Tensor, keys_values: KeysValues, prior: PriorAttention, mask: Tensor | None = None) -> Tensor:
         """delta [B, K, C] of pixels h [B, K, C] that attend to T tokens.
@@ -71,10 +72,4 @@ class ImageExpert(nn.Module):
         mask: bool [B, K, T], which tokens a pixel may see; None is all of them.
         """
         seen = None if mask is None else mask[:, None]
-        out = F.scaled_dot_product_attention(_per_head(prior.to_q(h), prior.heads), *keys_values, seen)
-        return prior.out(out.transpose(1, 2).flatten(2))
-
-
-def _per_head(x: Tensor, heads: int) -> Tensor:
-    """[B, T, C] -> [B, heads, T, C / heads]."""
-    return x.unflatten(2, (heads, -1)).transpose(1, 2)
+        return prior.out(attend_per_head(prior.to_q(h), *keys_values, seen))

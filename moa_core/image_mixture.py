@@ -103,7 +103,7 @@ class ImageRun:
             self._tokens[people] = RowsTokens.of(people, self.mixture.negative, latents)
         key = (tuple(rows), latents.shape, there)
         if key not in self._people:
-            amounts = self._amounts(rows, shares, there, latents)
+            amounts = self._amounts(rows, people, shares, there, latents)
             self._people[key] = RowsPeople(amounts, self.strength, self.mixture.tokens, latents)
         words = WordReader(self.router, self.read, rows, context, prior)
         return ImageCall(self, self._people[key], self._tokens[people], words, prior)
@@ -123,21 +123,28 @@ class ImageRun:
             return NOBODY
         return row.view.picture, tuple(s for s in row.subjects if self.router.number(s) is not None)
 
-    def _amounts(self, rows: Sequence[Row], shares: Tensor, present: Collection[Subject], latents: Tensor) -> Tensor:
+    def _amounts(
+        self,
+        rows: Sequence[Row],
+        people: Sequence[RowSubjects],
+        shares: Tensor,
+        present: Collection[Subject],
+        latents: Tensor,
+    ) -> Tensor:
         """How much of every subject each pixel of the rows gets, before strength: weight times share, [B, S, h, w].
 
         shares: [S, P, h, w]; present: the subjects that negative rows, which have one place, stand opposite to.
         """
         weight = torch.tensor([s.weight if s in present else 0.0 for s in self.router.subjects]).view(-1, 1, 1)
-        people = [self._shown(row)[1] for row in rows]
-        amounts = torch.zeros(len(rows), max(1, *map(len, people)), *latents.shape[2:])
-        for number, row in enumerate(rows):
+        most = max(1, *(len(subjects) for _, subjects in people))
+        amounts = torch.zeros(len(rows), most, *latents.shape[2:])
+        for number, (row, (_, subjects)) in enumerate(zip(rows, people, strict=True)):
             if row.view.picture >= self.router.pictures or not row.view.fits(self.router.size, latents):
                 continue  # nothing is known of where this is
             shown = shares[(slice(None), *row.view.within(self.router.size))] * weight  # [S, h, w]
             if not row.positive:
                 amounts[number, 0] = shown.sum(dim=0)
-            for place, subject in enumerate(people[number]):
+            for place, subject in enumerate(subjects):
                 amounts[number, place] = shown[self.router.number(subject)]
         return amounts
 

@@ -72,15 +72,24 @@ def test_each_person_gets_the_pixels_that_attend_to_their_word_and_the_backgroun
     assert shares.sum(dim=0)[:, 11:13].max() < 0.3 and shares.max() <= 1.0
 
 
+def test_all_of_a_person_has_a_full_share_and_not_the_brightest_spot_alone():
+    """A head that draws three times the attention of its body; between them and the rest lies nothing."""
+    attention = torch.full((8, 12), 0.1)
+    attention[2:8, 3:6], attention[1:3, 3:6] = 1.0, 3.0
+    shares = steps(WordRouter([person("man")], 1, SIZE, LEVELS), LEVELS, attention)[0, 0]
+    assert (shares[3:5, 7:11] == 1.0).all() and shares[8:15, 7:11].min() > 0.4 and not shares[:, 14:].any()
+
+
 def test_the_beginning_is_the_priors_and_later_steps_see_only_finished_ones():
-    router = WordRouter([person("man")], 1, SIZE, LEVELS)
+    levels = [float(20 - n) for n in range(20)]
+    router = WordRouter([person("man")], 1, SIZE, levels)
     seen = []
-    for level in LEVELS:
+    for level in levels:
         before = router.at(level).clone()
         router.add(router.subjects[0], View(0), bump(2))
         assert torch.equal(router.at(level), before)  # calls of one level see the same
         seen.append(bool(before.any()))
-    assert seen == [False] * 2 + [True] * 8
+    assert seen == [False] * 3 + [True] * 17
     assert not steps(WordRouter([person("man")], 1, SIZE, LEVELS), LEVELS, torch.ones(8, 12)).any()  # nothing to see
 
 
