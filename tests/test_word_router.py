@@ -210,6 +210,34 @@ def test_a_negative_row_has_its_pixels_where_the_positive_rows_people_are(image_
 
 
 @torch.no_grad()
+def test_rows_of_two_pictures_come_out_the_same_in_any_order_and_in_any_calls(image_run):
+    one, (positive, negative), unet = image_run
+    people = [replace(s, features=torch.randn(2, one.mixture.feature_dim)) for s in one.router.subjects]
+    bindings = tuple(Binding(b.position, p) for b, p in zip(positive.bindings, people, strict=True))
+    rows = [
+        replace(row, view=View(n), bindings=bindings if row.positive else ())
+        for n in range(2)
+        for row in (negative, positive)
+    ]
+    latents, context = torch.randn(4, 4, 16, 16), torch.randn(4, 77, DIM)
+    drawn = []
+    for calls in ([[0, 1, 2, 3]], [[3, 2], [1], [0]], [[2, 0, 1], [3]]):
+        run = ImageRun(one.mixture, people, 2, (16, 16), LEVELS, 1.0, block_shapes(unet.state_dict()), True)
+        wrapped, out = MoAUNet(copy.deepcopy(unet), run.mixture), torch.zeros_like(latents)
+        for level in LEVELS[:4]:
+            for which in calls:
+                shown, text, timestep = latents[which], context[which], torch.full((len(which),), level)
+                chosen = [rows[n] for n in which]
+                call = run.call(chosen, level, shown, text, timestep, prior_of(wrapped.unet))
+                out[which] = wrapped.run(shown, timestep, text, call)
+                run.finish(call, chosen, shown)
+        drawn.append(out)
+    assert call.asked and (drawn[0][1] - drawn[0][3]).abs().max() > 0.1
+    torch.testing.assert_close(drawn[1], drawn[0], atol=1e-4, rtol=0)
+    torch.testing.assert_close(drawn[2], drawn[0], atol=1e-4, rtol=0)
+
+
+@torch.no_grad()
 def test_no_image_expert_makes_the_host_wait_for_an_accelerator(image_run):
     run, rows, unet = image_run
     prior, latents, context = prior_of(unet), torch.randn(2, 4, 16, 16), torch.randn(2, 77, DIM)
