@@ -13,9 +13,9 @@ import comfy.utils
 import torch
 from torch import Tensor
 
-from ..moa_core.binding import BoundPrompt
-from ..moa_core.rows import Row
-from ..moa_core.subject_area import View
+from ..moa_core.subjects.binding import BoundPrompt
+from ..moa_core.subjects.rows import Row
+from ..moa_core.subjects.view import View
 
 MODEL_COND = "moa_rows"
 

@@ -12,8 +12,8 @@ import comfy.sd1_clip
 import comfy.sdxl_clip
 from torch import Tensor
 
-from ..moa_core.binding import BoundPrompt, bind
-from ..moa_core.subject import Subject
+from ..moa_core.subjects.binding import BoundPrompt, bind
+from ..moa_core.subjects.subject import Subject
 
 BOUND_PROMPT = "moa_bound_prompt"
 """Key of the NotedPrompt in a conditioning's dictionary."""

@@ -15,14 +15,14 @@ from comfy.model_patcher import CoreModelPatcher, ModelPatcher
 from comfy_api.latest import io
 from torch import Tensor
 
+from ..moa_core.adapters.image_tokens import GRID
+from ..moa_core.adapters.ip_adapter_file import IPAdapter, load_ip_adapter, vision_model
+from ..moa_core.adapters.run import ImageRun
 from ..moa_core.address import Address, BlockShape
-from ..moa_core.fingerprint import fingerprint
-from ..moa_core.image_mixture import ImageRun
-from ..moa_core.image_tokens import GRID
-from ..moa_core.ip_adapter_file import IPAdapter, load_ip_adapter, vision_model
-from ..moa_core.reference import MARGIN, MEAN, check_size, square_crop
-from ..moa_core.subject import EncoderId
-from ..moa_core.trace import TIMESTEPS
+from ..moa_core.files.fingerprint import fingerprint
+from ..moa_core.routing.trace import TIMESTEPS
+from ..moa_core.subjects.reference import MARGIN, MEAN, check_size, square_crop
+from ..moa_core.subjects.subject import EncoderId
 from .sockets import CATEGORY, MOA, SEARCHED
 
 

@@ -5,7 +5,7 @@ import hashlib
 
 from comfy_api.latest import io
 
-from ..moa_core.subject_file import load_subject
+from ..moa_core.subjects.subject_file import load_subject
 from .sockets import CATEGORY, MOA_SUBJECT, SEARCHED
 from .subject_files import find_subject, subject_names
 

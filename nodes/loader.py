@@ -15,12 +15,12 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..moa_core.address import Address, BlockShape
-from ..moa_core.fingerprint import fingerprint
-from ..moa_core.moa import MoA
-from ..moa_core.moa_file import load_moa
-from ..moa_core.reference import MARGIN, MEAN, STD, prepare_reference
-from ..moa_core.subject import EncoderId
-from ..moa_core.unet_call import LearnedRun
+from ..moa_core.files.fingerprint import fingerprint
+from ..moa_core.learned.moa import MoA
+from ..moa_core.learned.moa_file import load_moa
+from ..moa_core.learned.run import LearnedRun
+from ..moa_core.subjects.reference import MARGIN, MEAN, STD, prepare_reference
+from ..moa_core.subjects.subject import EncoderId
 from .sockets import CATEGORY, MOA, SEARCHED
 
 

@@ -6,14 +6,15 @@ import comfy.sd
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
+from ..moa_core.adapters.ip_adapter_file import SDXL
 from ..moa_core.address import BlockShape
-from ..moa_core.ip_adapter_file import SDXL
-from ..moa_core.subject import Subject
+from ..moa_core.subjects.subject import Subject
 from .clip_binding import bind_subjects, text_towers
 from .from_ip_adapter import LoadedIPAdapter
+from .host_layers import unet_blocks
 from .loader import LoadedMoA
 from .messages import Message, NodeText
-from .model_hooks import KEY, MoAHooks, unet_blocks
+from .sampling_run import KEY, MoAHooks
 from .sockets import CATEGORY, MOA, MOA_SUBJECT, SEARCHED
 
 MOST_SUBJECTS = 8

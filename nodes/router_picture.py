@@ -8,7 +8,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from ..moa_core.trace import Trace
+from ..moa_core.routing.trace import Trace
 
 CELL, GAP, LABEL, HEAD, LEGEND = 48, 4, 88, 64, 72
 INK, PAPER, FAINT = (235, 235, 240), (24, 24, 28), (150, 150, 160)

@@ -6,9 +6,9 @@ from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..moa_core.subject_area import two_classes
-from .model_hooks import KEY, MoAHooks, PastRun
+from ..moa_core.routing.subject_area import two_classes
 from .router_picture import draw_sentences, draw_trace
+from .sampling_run import KEY, MoAHooks, PastRun
 from .sockets import CATEGORY
 
 PIXELS_PER_LATENT = 8

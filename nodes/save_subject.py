@@ -5,8 +5,8 @@ import os
 import folder_paths
 from comfy_api.latest import io, ui
 
-from ..moa_core.subject import Subject
-from ..moa_core.subject_file import save_subject
+from ..moa_core.subjects.subject import Subject
+from ..moa_core.subjects.subject_file import save_subject
 from .sockets import CATEGORY, MOA_SUBJECT
 from .subject_files import check_prefix, new_subject_path
 

@@ -8,8 +8,8 @@ import torch
 from comfy_api.latest import io, ui
 from torch import Tensor
 
-from ..moa_core.reference import show_reference
-from ..moa_core.subject import Subject
+from ..moa_core.subjects.reference import show_reference
+from ..moa_core.subjects.subject import Subject
 from .from_ip_adapter import LoadedIPAdapter
 from .loader import LoadedMoA
 from .messages import NodeText

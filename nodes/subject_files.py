@@ -7,7 +7,7 @@ from pathlib import Path
 
 import folder_paths
 
-from ..moa_core.whole_file import is_unfinished
+from ..moa_core.files.whole_file import is_unfinished
 from .folders import SUBJECTS, saved_subjects
 
 

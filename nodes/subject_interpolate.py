@@ -2,7 +2,7 @@
 
 from comfy_api.latest import io
 
-from ..moa_core.subject import Subject, interpolate
+from ..moa_core.subjects.subject import Subject, interpolate
 from .sockets import CATEGORY, MOA_SUBJECT
 
 

@@ -110,7 +110,7 @@ def make_models(host, config: dict):
     from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
     from comfy.model_patcher import CoreModelPatcher
 
-    moa_module = host.module("moa_core.moa")
+    moa_module = host.module("moa_core.learned.moa")
     names = UNetModel(**config, device="meta").state_dict()
     weights = {f"model.diffusion_model.{name}": weight for name, weight in random_weights(names).items()}
     encoder = {"image_size": 32, "patch_size": 16, "hidden_size": 32, "num_attention_heads": 2, "num_hidden_layers": 1,
@@ -127,8 +127,8 @@ def make_models(host, config: dict):
 
 def patched(host, model, mixture, area: float, sparse: bool, shares: TrainedShares):
     """The model with a MoA whose routers, after all their work, tell of subjects on that part of the picture."""
-    hooks, learned = host.module("nodes.model_hooks"), mixture.model
-    routed = host.module("moa_core.subject_area").routed_blocks(list(learned.config.blocks))
+    hooks, learned = host.module("nodes.sampling_run"), mixture.model
+    routed = host.module("moa_core.routing.subject_area").routed_blocks(list(learned.config.blocks))
 
     class AreaHooks(hooks.MoAHooks):
         def sample(self, *args, **kwargs):
@@ -139,9 +139,9 @@ def patched(host, model, mixture, area: float, sparse: bool, shares: TrainedShar
                     router.forward = telling(router, shares, kind, area, seed)
             return super().sample(*args, **kwargs)
 
-    subject = host.module("moa_core.subject").Subject(torch.zeros(1, 64), "man", "man")
+    subject = host.module("moa_core.subjects.subject").Subject(torch.zeros(1, 64), "man", "man")
     clone = model.clone()
-    start_run = partial(host.module("moa_core.unet_call").LearnedRun, learned)
+    start_run = partial(host.module("moa_core.learned.run").LearnedRun, learned)
     AreaHooks(start_run, [subject], 1.0, 0.0, 1.0, sparse).attach(clone, mixture)
     return clone
 
@@ -152,7 +152,7 @@ def image_experts(host, model):
     import comfy.ops
     from comfy.model_patcher import CoreModelPatcher
 
-    images, blocks = host.module("moa_core.image_mixture"), host.module("nodes.model_hooks").unet_blocks(model)
+    images, blocks = host.module("moa_core.adapters.image_expert"), host.module("nodes.host_layers").unet_blocks(model)
     shapes = [blocks[address] for address in images.file_order(blocks)]
     mixture = images.ImageMixture(shapes, IMAGE_TOKENS, comfy.ops.manual_cast, dtype=model.model_dtype())
     mixture.load_state_dict(random_weights(mixture.state_dict()))
@@ -161,7 +161,7 @@ def image_experts(host, model):
 
 def with_image_experts(host, model, adapter, area: float):
     """The model with image experts; the words' places are read, and then told to be that part of the picture."""
-    hooks, images = host.module("nodes.model_hooks"), host.module("moa_core.image_mixture")
+    hooks, images = host.module("nodes.sampling_run"), host.module("moa_core.adapters.run")
 
     class AreaRun(images.ImageRun):
         def __init__(self, *run):
@@ -170,7 +170,7 @@ def with_image_experts(host, model, adapter, area: float):
             there = square(side, area).float().expand(1, self.router.pictures, side, side)
             self.router.last = lambda: there
 
-    subject = host.module("moa_core.subject").Subject(torch.randn(1, adapter.model.feature_dim), "man", "man")
+    subject = host.module("moa_core.subjects.subject").Subject(torch.randn(1, adapter.model.feature_dim), "man", "man")
     clone = model.clone()
     hooks.MoAHooks(partial(AreaRun, adapter.model), [subject], 1.0, 0.0, 1.0, True).attach(clone, adapter)
     return clone
@@ -196,7 +196,7 @@ def comfyui_step(host, model, text_dim: int, side: int) -> Callable[[], Step]:
     import comfy.sample
     import comfy.samplers
 
-    hooks, binding = host.module("nodes.model_hooks"), host.module("moa_core.binding")
+    hooks, binding = host.module("nodes.sampling_run"), host.module("moa_core.subjects.binding")
     attached = model.get_attachment(hooks.KEY)
     bound = () if attached is None else (binding.Binding(3, attached.subjects[0]),)
     note = {host.module("nodes.clip_binding").BOUND_PROMPT: binding.BoundPrompt("a man", bound)}
@@ -206,7 +206,7 @@ def comfyui_step(host, model, text_dim: int, side: int) -> Callable[[], Step]:
     sigmas = model.get_model_object("model_sampling").sigmas[[600, 500, 400, 0]]
 
     def step() -> Step:
-        with Watch(hooks) as watch:
+        with Watch(host.module("nodes.unet_call")) as watch:
             comfy.samplers.sample(
                 model, noise, positive, negative, 7.0, model.load_device, comfy.samplers.sampler_object("euler"),
                 sigmas, latent_image=latent, disable_pbar=True, callback=watch.after_step,
@@ -245,21 +245,20 @@ def peer_steps(unet, text_dim: int, side: int) -> dict[str, Callable[[], Step]]:
 
 
 class Watch:
-    """Times the last step of a run, and what it takes of memory; hooks: the module that records the trace."""
+    """Times the last step of a run, and what it takes of memory; calls: the module that records the trace."""
 
-    def __init__(self, hooks):
-        self.hooks, self.step, self._done = hooks, Step(0.0), threading.Event()
+    def __init__(self, calls):
+        self.calls, self.step, self._done = calls, Step(0.0), threading.Event()
 
     def __enter__(self) -> Watch:
-        if self.hooks is not None:
-            self._record = self.hooks.MoAHooks._record
-            self.hooks.MoAHooks._record = staticmethod(self._timed)
+        if self.calls is not None:
+            self._record, self.calls.record = self.calls.record, self._timed
         return self
 
     def __exit__(self, *_) -> None:
         self._done.set()
-        if self.hooks is not None:
-            self.hooks.MoAHooks._record = staticmethod(self._record)
+        if self.calls is not None:
+            self.calls.record = self._record
 
     def after_step(self, number: int, *_) -> None:
         synchronize()

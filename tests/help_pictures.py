@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
-from moa_core.reference import prepare_reference, show_reference
+from moa_core.subjects.reference import prepare_reference, show_reference
 from tests.host.browser import find_browser
 from toy_world.draw import draw_person, draw_scene
 from toy_world.world import sample_scene, someone

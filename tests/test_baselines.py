@@ -8,13 +8,13 @@ import torch
 from safetensors import safe_open
 from toy_run import config
 
-from moa_core.binding import Binding
-from moa_core.image_mixture import ImageRun
-from moa_core.ip_adapter_file import load_ip_adapter
-from moa_core.rows import Row
-from moa_core.subject import Subject
-from moa_core.subject_area import View
-from moa_core.unet_call import BoundTokens
+from moa_core.adapters.ip_adapter_file import load_ip_adapter
+from moa_core.adapters.run import ImageRun
+from moa_core.learned.unet_call import BoundTokens
+from moa_core.subjects.binding import Binding
+from moa_core.subjects.rows import Row
+from moa_core.subjects.subject import Subject
+from moa_core.subjects.view import View
 from toy_world import shape
 from training.finetune.methods import METHODS
 from training.finetune.model import build, trained

@@ -15,7 +15,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from toy_run import preparation
 
-from moa_core.reference import MEAN, STD
+from moa_core.subjects.reference import MEAN, STD
 from toy_world.shape import IMAGE_SIZE as SIDE
 from training.config import Augmentation
 from training.data.dataset import SubjectDataset, TooManyBroken

@@ -10,14 +10,15 @@ from ip_adapter_files import random_file
 from safetensors.torch import save_file
 from sdxl import TINY, added_conditions, sdxl_unet
 
+from moa_core.adapters.image_expert import file_order
+from moa_core.adapters.ip_adapter_file import IPAdapterFileError, load_ip_adapter
+from moa_core.adapters.run import ImageRun
 from moa_core.address import Address, block_shapes
-from moa_core.binding import Binding
-from moa_core.file_error import LONGEST_SENTENCE
-from moa_core.image_mixture import ImageRun, file_order
-from moa_core.ip_adapter_file import IPAdapterFileError, load_ip_adapter
-from moa_core.rows import Row
-from moa_core.subject import Subject
-from moa_core.subject_area import View
+from moa_core.files.file_error import LONGEST_SENTENCE
+from moa_core.subjects.binding import Binding
+from moa_core.subjects.rows import Row
+from moa_core.subjects.subject import Subject
+from moa_core.subjects.view import View
 from toy_world.shape import TEXT_ENCODER
 from training.host import sd15
 from training.host.adapter import MoAUNet

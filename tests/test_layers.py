@@ -16,6 +16,8 @@ MAY_IMPORT = {
 """Each package of the pack, and which others it may use."""
 ROOMS = ("host", "data", "finetune", "evaluation", "toy")
 """The libraries of training/, from the lowest up: none imports one above it."""
+CORE = (("address", "attention", "files"), ("subjects",), ("routing",), ("adapters", "learned"))
+"""The rooms of moa_core/ by floor, from the lowest up: none imports one above it or beside it."""
 HOSTS = {"comfy": "nodes", "comfy_api": "nodes", "folder_paths": "nodes"} | {
     "diffusers": "training",
     "accelerate": "training",
@@ -81,6 +83,18 @@ def test_rooms_of_training_import_downwards_only():
             assert other.split(".")[:2] not in [["training", room] for room in above], (
                 f"{name} imports {other}, which is above it"
             )
+
+
+def test_rooms_of_moa_core_import_lower_floors_only():
+    floor_of = {room: number for number, rooms in enumerate(CORE) for room in rooms}
+    for name in MODULES:
+        parts = name.split(".")
+        if parts[0] != "moa_core" or len(parts) == 1:
+            continue
+        own = floor_of[parts[1]]  # KeyError: a room that nobody gave a floor
+        for other in (other.split(".") for other in imports(name) if other.startswith("moa_core.")):
+            lower = floor_of[other[1]] < own or own == 0
+            assert other[1] == parts[1] or lower, f"{name} imports {'.'.join(other)}, which is not below it"
 
 
 def test_nothing_imports_a_command():

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load, save, save_file
 
-from moa_core.moa import MoA
-from moa_core.moa_file import MoAFileError, load_moa, save_moa
+from moa_core.learned.moa import MoA
+from moa_core.learned.moa_file import MoAFileError, load_moa, save_moa
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
@@ -61,7 +61,7 @@ def test_a_failed_save_leaves_the_old_file_and_nothing_else(stirred_moa, tmp_pat
     path = tmp_path / "moa.safetensors"
     save_moa(stirred_moa, path)
     before = path.read_bytes()
-    monkeypatch.setattr("moa_core.moa_file.save_file", disk_full)
+    monkeypatch.setattr("moa_core.learned.moa_file.save_file", disk_full)
     with pytest.raises(OSError, match="No space left"):
         save_moa(stirred_moa, path)
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]

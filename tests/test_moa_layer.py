@@ -6,12 +6,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from moa_core.moa import MoA
-from moa_core.moa_layer import MoALayer
-from moa_core.subject import Subject
-from moa_core.subject_area import Pixels, SubjectArea, View
-from moa_core.trace import Trace
-from moa_core.unet_call import BoundTokens, UNetCall
+from moa_core.learned.moa import MoA
+from moa_core.learned.moa_layer import MoALayer
+from moa_core.learned.unet_call import BoundTokens, UNetCall
+from moa_core.routing.subject_area import Pixels, SubjectArea
+from moa_core.routing.trace import Trace
+from moa_core.subjects.subject import Subject
+from moa_core.subjects.view import View
 from toy_world.shape import IMAGE_ENCODER
 
 

@@ -7,8 +7,8 @@ import torch
 from conftest import unsaturated
 from diffusers import ControlNetModel
 
-from moa_core.moa import MoA
-from moa_core.subject import Subject
+from moa_core.learned.moa import MoA
+from moa_core.subjects.subject import Subject
 from toy_world.shape import IMAGE_ENCODER, IMAGE_SIZE
 from training.host.pipeline import MoAPipeline, controlled_by
 from training.host.toy_base import random_toy

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from toy_run import config, finish
 from toy_run import start as start_command
 
-from moa_core.moa_file import load_moa
+from moa_core.learned.moa_file import load_moa
 from training.config import Config
 from training.finetune.checkpoint import checkpoints
 from training.host.pretrained import fresh_moa, load_base

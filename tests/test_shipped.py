@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from moa_core.moa_file import load_moa
+from moa_core.learned.moa_file import load_moa
 from training.comfyui import PACK
 from training.host.pipeline import MoAPipeline
 from training.host.pretrained import load_base

@@ -5,8 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moa_core.reference import prepare_reference
-from moa_core.subject import Subject, interpolate
+from moa_core.subjects.reference import prepare_reference
+from moa_core.subjects.subject import Subject, interpolate
 
 
 def subject(*values, word="man"):

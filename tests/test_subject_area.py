@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from moa_core.address import Address
-from moa_core.subject_area import SubjectArea, View, between_classes, mean_share, two_classes
+from moa_core.routing.subject_area import SubjectArea, between_classes, mean_share, two_classes
+from moa_core.subjects.view import View
 
 BLOCKS = [Address("input", n, 0) for n in range(1, 9)] + [Address("output", n, 0) for n in range(8)]
 SIZE = (8, 12)

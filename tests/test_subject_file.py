@@ -7,9 +7,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load, save
 
-from moa_core.fingerprint import fingerprint
-from moa_core.subject import EncoderId, Subject, interpolate
-from moa_core.subject_file import SubjectFileError, load_subject, save_subject
+from moa_core.files.fingerprint import fingerprint
+from moa_core.subjects.subject import EncoderId, Subject, interpolate
+from moa_core.subjects.subject_file import SubjectFileError, load_subject, save_subject
 
 ENCODER = EncoderId("0123abcd", "moa-toy.safetensors")
 
@@ -52,7 +52,7 @@ def test_a_failed_save_leaves_the_old_file_and_nothing_else(morph, tmp_path, mon
     path = tmp_path / "morph.safetensors"
     save_subject(morph, path)
     before = path.read_bytes()
-    monkeypatch.setattr("moa_core.subject_file.save_file", disk_full)
+    monkeypatch.setattr("moa_core.subjects.subject_file.save_file", disk_full)
     with pytest.raises(OSError, match="No space left"):
         save_subject(person(2), path)
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]

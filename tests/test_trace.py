@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from moa_core.address import Address
-from moa_core.subject_area import routed_blocks
-from moa_core.trace import BINS, Trace
+from moa_core.routing.subject_area import routed_blocks
+from moa_core.routing.trace import BINS, Trace
 
 BLOCKS = [Address("input", n, 0) for n in range(1, 9)] + [Address("output", n, 0) for n in range(8)]
 

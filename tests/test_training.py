@@ -20,8 +20,8 @@ from safetensors.torch import load_file
 from toy_run import ENVIRONMENT, PACK, config, preparation
 
 from moa_core.address import Address
-from moa_core.moa_file import load_moa
-from moa_core.subject_area import routed_blocks
+from moa_core.learned.moa_file import load_moa
+from moa_core.routing.subject_area import routed_blocks
 from toy_world import shape
 from training.config import Augmentation, Config, ConfigError, Data, Loss, Model, Optimizer, Run, read_config
 from training.data.batch import Chance, EndlessSampler, collate

@@ -12,14 +12,15 @@ import torch
 from sdxl import sdxl_unet
 from test_moa_layer import HostReads
 
+from moa_core.adapters.image_expert import ImageMixture, file_order
+from moa_core.adapters.run import ImageRun
 from moa_core.address import block_shapes
-from moa_core.binding import Binding
-from moa_core.image_mixture import ImageMixture, ImageRun, file_order
-from moa_core.rows import Row
-from moa_core.subject import Subject
-from moa_core.subject_area import View
-from moa_core.unet_call import LearnedRun
-from moa_core.word_router import WordReader, WordRouter, read_blocks
+from moa_core.learned.run import LearnedRun
+from moa_core.routing.word_router import WordReader, WordRouter, read_blocks
+from moa_core.subjects.binding import Binding
+from moa_core.subjects.rows import Row
+from moa_core.subjects.subject import Subject
+from moa_core.subjects.view import View
 from toy_world.draw import draw_scene
 from toy_world.shape import IMAGE_SIZE, TEXT_ENCODER
 from toy_world.world import sample_scene

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from moa_core.moa_file import load_moa
-from moa_core.subject_area import mean_share, routed_blocks, two_classes
-from moa_core.unet_call import UNetCall
+from moa_core.learned.moa_file import load_moa
+from moa_core.learned.unet_call import UNetCall
+from moa_core.routing.subject_area import mean_share, routed_blocks, two_classes
 from training.comfyui import PACK
 from training.host.pipeline import MoAPipeline
 from training.host.pretrained import load_base

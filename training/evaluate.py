@@ -13,7 +13,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from moa_core.whole_file import write_whole
+from moa_core.files.whole_file import write_whole
 from training.config import read_config
 from training.data.processes import processes
 from training.evaluation.paper import Sampling, paper

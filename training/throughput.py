@@ -22,7 +22,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
-from moa_core.moa import MoA
+from moa_core.learned.moa import MoA
 from training.config import Loss, Model, Optimizer
 from training.data.batch import Batch, Chance, collate
 from training.data.latents import latents_of

@@ -51,7 +51,7 @@ class Host:
         return outputs(next(number for number, node in api.items() if node["class_type"] == wanted))
 
     def module(self, name: str):
-        """A module of the pack, as the host imported it: `nodes.patch_model`, `moa_core.binding`."""
+        """A module of the pack, as the host imported it: `nodes.patch_model`, `moa_core.subjects.binding`."""
         pack = next(m for m in sys.modules if m.endswith(".nodes.patch_model")).removesuffix(".nodes.patch_model")
         return importlib.import_module(f"{pack}.{name}")
 

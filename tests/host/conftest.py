@@ -13,7 +13,7 @@ from training.comfyui import Server, find_comfyui, make_base_directory
 
 @pytest.fixture(scope="session")
 def host(tmp_path_factory, toy_base, stirred_moa) -> Host:
-    from moa_core.moa_file import save_moa
+    from moa_core.learned.moa_file import save_moa
     from toy_world.shape import IMAGE_ENCODER
     from training.host.toy_base import save_toy
 
@@ -30,7 +30,7 @@ def fresh_server(tmp_path_factory, request):
     """A ComfyUI server with the pack and nothing else; while the pack has no toy models, with untrained ones."""
     base = make_base_directory(tmp_path_factory.mktemp("fresh"))
     if not shipped():
-        from moa_core.moa_file import save_moa
+        from moa_core.learned.moa_file import save_moa
 
         checkpoint, moa = (base / "models" / path for path in SHIPPED)
         with torch.inference_mode(False):

@@ -29,8 +29,8 @@ def vision(folder, **changes):
 
 def adapter(host, unet, tmp_path, kind: str, name: str | None = None, **changes):
     """MOA of a random file made for a U-Net of diffusers."""
+    from moa_core.adapters.image_expert import file_order
     from moa_core.address import block_shapes
-    from moa_core.image_mixture import file_order
 
     blocks, width = block_shapes(unet.state_dict()), unet.config.cross_attention_dim
     folder = host.base / "models/ipadapter"

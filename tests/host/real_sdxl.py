@@ -44,8 +44,8 @@ def make(folder: Path) -> dict:
     from safetensors.torch import save_file
     from sdxl import sdxl_unet
 
+    from moa_core.adapters.image_expert import file_order
     from moa_core.address import block_shapes
-    from moa_core.image_mixture import file_order
     from training.host.ldm_names import unet_to_ldm
 
     with torch.device("meta"):

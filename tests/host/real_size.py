@@ -60,7 +60,7 @@ def make(folder: Path) -> dict:
     }
     save_file(weights, folder / "models/checkpoints/sd15-random.safetensors")
 
-    moa_module, moa_file = host.module("moa_core.moa"), host.module("moa_core.moa_file")
+    moa_module, moa_file = host.module("moa_core.learned.moa"), host.module("moa_core.learned.moa_file")
     prior = {name: weight for name, weight in weights.items() if name.startswith("model.diffusion_model.")}
     moa = moa_module.MoA.from_prior(prior)
     from conftest import stir

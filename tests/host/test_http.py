@@ -24,7 +24,7 @@ def person(path, seed):
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory, toy_base, stirred_moa):
-    from moa_core.moa_file import save_moa
+    from moa_core.learned.moa_file import save_moa
     from training.host.toy_base import save_toy
 
     base = make_base_directory(tmp_path_factory.mktemp("server"))

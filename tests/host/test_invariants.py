@@ -5,8 +5,8 @@ import dataclasses
 import pytest
 import torch
 
-from moa_core.moa import MoA
-from moa_core.moa_file import save_moa
+from moa_core.learned.moa import MoA
+from moa_core.learned.moa_file import save_moa
 
 
 @pytest.fixture
@@ -90,7 +90,7 @@ def test_the_visualizers_colours_end_at_the_largest_share(host):
     picture, module = host.module("nodes.router_picture"), host.module("moa_core.address")
     layer = module.Address.parse("middle.0.0"), "attn1"
     for largest in (0.1, 1.0):
-        trace = host.module("moa_core.trace").Trace((2, 2))
+        trace = host.module("moa_core.routing.trace").Trace((2, 2))
         trace.add(500.0, {layer: largest * torch.tensor([[[1.0, 0.0], [0.0, 0.0]]])})
         drawn = picture.draw_trace(trace, trace.subject_area()[0], 0, None)
         brightest = torch.tensor(picture.STOPS[-1]) / 255

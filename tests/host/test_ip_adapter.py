@@ -17,7 +17,7 @@ from toy_world.shape import IMAGE_SIZE
 
 def outside(moa):
     """The image experts of a MOA as they are without the host."""
-    from moa_core.image_mixture import ImageMixture
+    from moa_core.adapters.image_expert import ImageMixture
 
     inside = moa.adapter.mixture
     mixture = ImageMixture(inside.shapes, inside.tokens)
@@ -76,12 +76,12 @@ def test_an_area_holds_from_the_first_step_on_and_leaves_the_rest_to_the_checkpo
 @pytest.mark.parametrize("family", ["SD 1.5", "SDXL"])
 def test_comfyui_and_diffusers_agree_on_words_shares_and_pictures(host, loaded, toy_base, tmp_path, family):
     """Three noise levels in one run: the second and third are routed by what the ones before have shown."""
+    from moa_core.adapters.run import ImageRun
     from moa_core.address import block_shapes
-    from moa_core.binding import Binding
-    from moa_core.image_mixture import ImageRun
-    from moa_core.rows import Row
-    from moa_core.subject import Subject
-    from moa_core.subject_area import View
+    from moa_core.subjects.binding import Binding
+    from moa_core.subjects.rows import Row
+    from moa_core.subjects.subject import Subject
+    from moa_core.subjects.view import View
     from training.host.adapter import MoAUNet
     from training.host.prior import prior_of
 
@@ -100,11 +100,11 @@ def test_comfyui_and_diffusers_agree_on_words_shares_and_pictures(host, loaded, 
     mixture, ours_mixture = ip_moa.adapter.mixture, outside(ip_moa)
     people = [Subject(torch.randn(1, mixture.feature_dim), word, word) for word in ("man", "woman")]
 
-    binding = host.module("moa_core.binding")
+    binding = host.module("moa_core.subjects.binding")
     bound = tuple(binding.Binding(place, person) for place, person in zip((5, 60), people, strict=True))
     conditioning = [[context, {"moa_bound_prompt": binding.BoundPrompt("a man and a woman", bound), **others}]]
     sigmas = model.get_model_object("model_sampling").sigma(timesteps)
-    hooks = host.module("nodes.model_hooks").MoAHooks(ip_moa.start_run, people, 1.0, 0.0, 1.0, True)
+    hooks = host.module("nodes.sampling_run").MoAHooks(ip_moa.start_run, people, 1.0, 0.0, 1.0, True)
     hooks.attach(model, ip_moa.mixture.clone())
     theirs = calls(model, conditioning, inputs, sigmas)
 
@@ -127,8 +127,8 @@ def test_comfyui_and_diffusers_agree_on_words_shares_and_pictures(host, loaded, 
 
 @pytest.mark.parametrize("words", [("man",), ("man", "woman")])
 def test_a_picture_sampled_in_diffusers_is_comfyuis(host, loaded, toy_base, ip_moa, words):
-    from moa_core.ip_adapter_file import IPAdapter
-    from moa_core.subject import Subject
+    from moa_core.adapters.ip_adapter_file import IPAdapter
+    from moa_core.subjects.subject import Subject
     from training.host.pipeline import MoAPipeline
 
     model, positive, negative = patched(host, loaded, ip_moa, *words)

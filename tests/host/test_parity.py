@@ -57,10 +57,11 @@ def test_comfyui_and_diffusers_agree(host, toy_base, shape):
     from comfy.model_patcher import ModelPatcher
     from diffusers import UNet2DConditionModel
 
-    from moa_core.moa import MoA, MoAConfig
-    from moa_core.subject import Subject
-    from moa_core.subject_area import SubjectArea, View
-    from moa_core.unet_call import BoundTokens, UNetCall
+    from moa_core.learned.moa import MoA, MoAConfig
+    from moa_core.learned.unet_call import BoundTokens, UNetCall
+    from moa_core.routing.subject_area import SubjectArea
+    from moa_core.subjects.subject import Subject
+    from moa_core.subjects.view import View
     from toy_world.shape import IMAGE_ENCODER
     from training.host.adapter import MoAUNet
     from training.host.ldm_names import unet_to_ldm
@@ -85,13 +86,13 @@ def test_comfyui_and_diffusers_agree(host, toy_base, shape):
     names = unet_to_ldm(unet.state_dict(), unet.config.layers_per_block)
     weights = {f"model.diffusion_model.{name}": weight.clone() for name, weight in names.items()}
     model = comfy.sd.load_diffusion_model_state_dict(weights, {"dtype": torch.float32})
-    host_moa_class, hooks = host.module("moa_core.moa").MoA, host.module("nodes.model_hooks")
-    host_config = host.module("moa_core.moa").MoAConfig.from_json(moa.config.to_json())
+    host_moa_class, hooks = host.module("moa_core.learned.moa").MoA, host.module("nodes.sampling_run")
+    host_config = host.module("moa_core.learned.moa").MoAConfig.from_json(moa.config.to_json())
     host_moa = host_moa_class(host_config, comfy.ops.manual_cast)
     host_moa.load_state_dict(moa.state_dict())
-    LearnedRun = host.module("moa_core.unet_call").LearnedRun
+    LearnedRun = host.module("moa_core.learned.run").LearnedRun
     mixture = ModelPatcher(host_moa.mixture, torch.device("cpu"), torch.device("cpu"))
-    binding = host.module("moa_core.binding")
+    binding = host.module("moa_core.subjects.binding")
     note = binding.BoundPrompt("a man", (binding.Binding(5, subject), binding.Binding(60, subject)))
     conditioning = [[context, {"moa_bound_prompt": note}]]
     sigmas = model.get_model_object("model_sampling").sigma(timesteps)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from moa_core.whole_file import write_whole
+from moa_core.files.whole_file import write_whole
 from training.config import ConfigError
 from training.data.batch import Batch, Chance
 from training.data.dataset import BrokenRecords

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from moa_core.whole_file import write_whole
+from moa_core.files.whole_file import write_whole
 
 
 def folder_of(root: Path, name: str) -> Path:

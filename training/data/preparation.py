@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from moa_core.reference import MARGIN, MEAN, SMALLEST, prepare_reference
+from moa_core.subjects.reference import MARGIN, MEAN, SMALLEST, prepare_reference
 from training.config import Augmentation, Data
 from training.data.augmentation import augmented
 from training.data.records import Record, Segment

@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
-from moa_core.reference import SMALLEST
+from moa_core.subjects.reference import SMALLEST
 
 LATENTS = "latents.safetensors"
 """Ending of a record's cached latents."""

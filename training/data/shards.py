@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 from tqdm import tqdm
 
-from moa_core.whole_file import whole
+from moa_core.files.whole_file import whole
 from training.data.dataset import BrokenRecords
 from training.data.layout import place, read_names
 from training.data.preparation import Preparation

@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from moa_core.moa_file import load_moa
-from moa_core.subject import Subject, interpolate
-from moa_core.trace import Trace
+from moa_core.learned.moa_file import load_moa
+from moa_core.routing.trace import Trace
+from moa_core.subjects.subject import Subject, interpolate
 from toy_world.draw import draw_person_pose
 from toy_world.world import someone
 from training.comfyui import Server

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from moa_core.whole_file import write_whole
+from moa_core.files.whole_file import write_whole
 from training.evaluation.clip_score import ClipJudge
 from training.evaluation.faces import FaceJudge, identity_preservation
 from training.evaluation.fingerprint import fingerprint

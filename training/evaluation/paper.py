@@ -30,9 +30,9 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from moa_core.binding import Binding
-from moa_core.moa_file import load_moa
-from moa_core.whole_file import write_whole
+from moa_core.files.whole_file import write_whole
+from moa_core.learned.moa_file import load_moa
+from moa_core.subjects.binding import Binding
 from training.config import config_of
 from training.data.processes import gathered, processes, share
 from training.evaluation.clip_score import ClipJudge

@@ -10,8 +10,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from moa_core.binding import Binding
-from moa_core.subject import Subject
+from moa_core.subjects.binding import Binding
+from moa_core.subjects.subject import Subject
 from training.evaluation.references import ReferencePerson
 from training.host.tokenizer import token_before
 

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from moa_core.whole_file import UNFINISHED, whole
+from moa_core.files.whole_file import UNFINISHED, whole
 
 PARAMETERS, MOMENTS, STATE = "parameters.safetensors", "optimizer.safetensors", "state.json"
 

@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from moa_core.binding import Binding
-from moa_core.reference import MEAN, STD
-from moa_core.subject import Subject
-from moa_core.whole_file import whole
+from moa_core.files.whole_file import whole
+from moa_core.subjects.binding import Binding
+from moa_core.subjects.reference import MEAN, STD
+from moa_core.subjects.subject import Subject
 from training.data.batch import Batch
 from training.host.pipeline import MoAPipeline
 

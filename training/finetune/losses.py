@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from moa_core.address import Address
-from moa_core.trace import layer_size
+from moa_core.routing.trace import layer_size
 
 
 def with_margin(subjects: Tensor, margin: int) -> Tensor:

@@ -11,16 +11,16 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from moa_core.adapters.image_expert import ImageExpert, ImageMixture, file_order
+from moa_core.adapters.image_tokens import PooledTokens
+from moa_core.adapters.ip_adapter_file import IPAdapter, save_ip_adapter
 from moa_core.address import Address
-from moa_core.expert import Expert
-from moa_core.image_expert import ImageExpert, PriorAttention
-from moa_core.image_mixture import ImageMixture, file_order
-from moa_core.image_tokens import PooledTokens
-from moa_core.ip_adapter_file import IPAdapter, save_ip_adapter
-from moa_core.moa import ATTENTIONS, MoA
-from moa_core.moa_file import save_moa
-from moa_core.moa_layer import MoALayer
-from moa_core.unet_call import UNetCall
+from moa_core.attention import PriorAttention
+from moa_core.learned.expert import Expert
+from moa_core.learned.moa import ATTENTIONS, MoA
+from moa_core.learned.moa_file import save_moa
+from moa_core.learned.moa_layer import MoALayer
+from moa_core.learned.unet_call import UNetCall
 from training.finetune.watched_call import WatchedCall
 
 SATURATED = 60.0

@@ -10,9 +10,9 @@ from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor, nn
 
 from moa_core.address import Address
-from moa_core.moa import MoA
-from moa_core.subject_area import mean_share, routed_blocks
-from moa_core.unet_call import BoundTokens, UNetCall
+from moa_core.learned.moa import MoA
+from moa_core.learned.unet_call import BoundTokens, UNetCall
+from moa_core.routing.subject_area import mean_share, routed_blocks
 from training.config import Config, Loss
 from training.data.batch import Batch, Chance, empty_ids
 from training.finetune.losses import (

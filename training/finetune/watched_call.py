@@ -7,7 +7,7 @@ from einops import rearrange
 from torch import Tensor
 
 from moa_core.address import Address
-from moa_core.unet_call import UNetCall
+from moa_core.learned.unet_call import UNetCall
 
 
 class WatchedCall(UNetCall):
@@ -32,7 +32,7 @@ class WatchedCall(UNetCall):
 
 
 def plain_attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
-    """As moa_core.expert.attend, step by step: the fused one's backward in bfloat16 on a CPU costs twice as much."""
+    """As moa_core.attention.attend, step by step: the fused one's backward in bfloat16 on a CPU costs twice as much."""
     q, k, v = (rearrange(x, "b n (heads d) -> b heads n d", heads=heads) for x in (q, k, v))
     weights = (q * q.shape[-1] ** -0.5 @ k.mT).softmax(dim=-1)  # [B, heads, K, T]
     return rearrange(weights.to(v) @ v, "b heads n d -> b n (heads d)")

@@ -8,11 +8,12 @@ from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
+from moa_core.adapters.image_expert import ImageMixture
+from moa_core.adapters.run import ImageCall
 from moa_core.address import Address
-from moa_core.image_mixture import ImageCall, ImageMixture
-from moa_core.moa import Mixture
-from moa_core.trace import layer_size
-from moa_core.unet_call import BoundTokens, UNetCall
+from moa_core.learned.moa import Mixture
+from moa_core.learned.unet_call import BoundTokens, UNetCall
+from moa_core.routing.trace import layer_size
 
 
 class MoAUNet(nn.Module):

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from moa_core.moa import MoA, MoAConfig
+from moa_core.learned.moa import MoA, MoAConfig
 
 
 class BaseError(ValueError):

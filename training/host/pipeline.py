@@ -10,17 +10,18 @@ import torch
 from diffusers import ControlNetModel, EulerDiscreteScheduler, SchedulerMixin, UniPCMultistepScheduler
 from torch import Tensor
 
+from moa_core.adapters.ip_adapter_file import IPAdapter
+from moa_core.adapters.run import ImageCall, ImageRun
 from moa_core.address import block_shapes
-from moa_core.binding import Binding
-from moa_core.image_mixture import ImageCall, ImageRun
-from moa_core.ip_adapter_file import IPAdapter
-from moa_core.moa import MoA
-from moa_core.reference import prepare_reference
-from moa_core.rows import Row
-from moa_core.subject import Subject
-from moa_core.subject_area import View
-from moa_core.trace import Trace
-from moa_core.unet_call import LearnedRun, UNetCall
+from moa_core.learned.moa import MoA
+from moa_core.learned.run import LearnedRun
+from moa_core.learned.unet_call import UNetCall
+from moa_core.routing.trace import Trace
+from moa_core.subjects.binding import Binding
+from moa_core.subjects.reference import prepare_reference
+from moa_core.subjects.rows import Row
+from moa_core.subjects.subject import Subject
+from moa_core.subjects.view import View
 from training.host.adapter import MoAUNet
 from training.host.base import Base
 from training.host.prior import prior_of

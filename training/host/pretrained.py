@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from moa_core.image_encoder import CLIP_VIT_L
-from moa_core.moa import MoA
+from moa_core.learned.image_encoder import CLIP_VIT_L
+from moa_core.learned.moa import MoA
 from training.host.base import Base, BaseError, KLAutoencoder
 from training.host.toy_base import load_toy
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from diffusers import UNet2DConditionModel
 
 from moa_core.address import Address
-from moa_core.image_expert import PriorAttention
+from moa_core.attention import PriorAttention
 
 
 def prior_of(unet: UNet2DConditionModel) -> Callable[[Address], PriorAttention]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from moa_core.image_encoder import CLIP_VIT_L
+from moa_core.learned.image_encoder import CLIP_VIT_L
 
 
 def unet() -> UNet2DConditionModel:

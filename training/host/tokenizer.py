@@ -7,8 +7,8 @@ from functools import lru_cache
 from open_clip.tokenizer import SimpleTokenizer
 from transformers import CLIPTokenizer
 
-from moa_core.binding import BoundPrompt, bind
-from moa_core.subject import Subject
+from moa_core.subjects.binding import BoundPrompt, bind
+from moa_core.subjects.subject import Subject
 
 LENGTH = 77
 

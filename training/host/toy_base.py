@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from moa_core.whole_file import whole
+from moa_core.files.whole_file import whole
 from toy_world import shape
 from training.host.base import Base
 from training.host.ldm_names import unet_to_ldm

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from moa_core.subject import Subject
-from moa_core.unet_call import UNetCall
+from moa_core.learned.unet_call import UNetCall
+from moa_core.subjects.subject import Subject
 from toy_world.draw import draw_person
 from toy_world.world import (
     ACTIONS,

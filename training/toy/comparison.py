@@ -17,10 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from moa_core.ip_adapter_file import IPAdapter
-from moa_core.moa_file import load_moa
-from moa_core.subject import Subject
-from moa_core.whole_file import write_whole
+from moa_core.adapters.ip_adapter_file import IPAdapter
+from moa_core.files.whole_file import write_whole
+from moa_core.learned.moa_file import load_moa
+from moa_core.subjects.subject import Subject
 from toy_world.draw import draw_person
 from training.config import Config
 from training.evaluation.statistics import interval, ratio_interval

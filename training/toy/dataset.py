@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from moa_core.whole_file import write_whole
+from moa_core.files.whole_file import write_whole
 from toy_world.draw import draw_scene
 from toy_world.world import Scene, sample_scene
 from training.data.layout import bounding_box, is_written, write_names, write_record

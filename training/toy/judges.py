@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from moa_core.whole_file import whole
+from moa_core.files.whole_file import whole
 from training.toy.renders import ATTRIBUTES, Renders, to_tensor
 
 JUDGES = Path(__file__).with_name("judges.safetensors")

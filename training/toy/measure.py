@@ -15,7 +15,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from moa_core.moa_file import load_moa
+from moa_core.learned.moa_file import load_moa
 from training.host.pipeline import MoAPipeline
 from training.host.pretrained import load_base
 from training.toy.cases import PAIRS, PER_PROMPT, SINGLES, cases

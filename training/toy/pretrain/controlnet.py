@@ -14,7 +14,7 @@ from diffusers import ControlNetModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from moa_core.whole_file import whole
+from moa_core.files.whole_file import whole
 from toy_world.draw import draw_pose, draw_scene
 from toy_world.shape import IMAGE_SIZE, LAYERS_PER_BLOCK
 from toy_world.world import PLACES, Scene

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from moa_core.reference import prepare_reference
+from moa_core.subjects.reference import prepare_reference
 from toy_world import shape
 from toy_world.draw import draw_person
 from toy_world.world import FRAMINGS, sample_person

@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from moa_core.whole_file import whole
+from moa_core.files.whole_file import whole
 from training.finetune.signals import stop_on_signal
 from training.host.base import Base
 from training.host.toy_base import load_toy

@@ -11,7 +11,7 @@ from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from moa_core.whole_file import whole
+from moa_core.files.whole_file import whole
 from toy_world.draw import draw_scene
 from toy_world.shape import IMAGE_SIZE
 from toy_world.sticker import stickers

@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from moa_core.whole_file import whole
+from moa_core.files.whole_file import whole
 from toy_world import shape
 from toy_world.shape import BASE, IMAGE_SIZE
 from toy_world.world import PLACES

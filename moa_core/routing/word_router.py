@@ -12,12 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .address import Address, BlockShape
+from ..address import Address, BlockShape
+from ..attention import Prior
+from ..subjects.rows import Row
+from ..subjects.subject import Subject
+from ..subjects.view import View
 from .finished_steps import FinishedSteps
-from .image_expert import Prior
-from .rows import Row
-from .subject import Subject
-from .subject_area import View, level_after
+from .subject_area import level_after
 
 BEGINNING = 0.15
 """Part of the steps, at the beginning, in which the prior draws alone: the words have not found their places yet. In

@@ -12,9 +12,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from .file_error import COMPARE, FileError, short, unreadable
+from ..files.file_error import COMPARE, FileError, short, unreadable
+from ..files.whole_file import whole
 from .moa import MoA, MoAConfig
-from .whole_file import whole
 
 FORMAT = "moa"
 FORMAT_VERSION = "1"

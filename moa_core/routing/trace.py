@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .address import Address
+from ..address import Address
 from .subject_area import mean_share
 
 TIMESTEPS = 1000

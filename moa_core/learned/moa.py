@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .address import Address, BlockShape, attention_weights, block_shapes
+from ..address import Address, BlockShape, attention_weights, block_shapes
+from ..routing.trace import TIMESTEPS
 from .image_encoder import CLIP_VIT_L, ImageEncoder
 from .moa_layer import MoALayer
 from .subject_prompt import SubjectPrompt
-from .trace import TIMESTEPS
 
 ATTENTIONS = ("attn1", "attn2")
 """The two attention layers of a transformer block: self-attention and cross-attention."""

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..subjects.subject import Subject
 from .image_expert import ImageExpert, KeysValues
-from .subject import Subject
 
 EVEN = 1e-4
 """Shares of a pixel that differ by less are equal."""

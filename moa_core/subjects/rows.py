@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from .binding import Binding
 from .subject import Subject
-from .subject_area import View
+from .view import View
 
 
 @dataclass(frozen=True)

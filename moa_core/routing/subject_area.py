@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .address import Address
+from ..address import Address
+from ..subjects.view import View
 from .finished_steps import FinishedSteps
 
 OPENING = 0.25
@@ -68,31 +69,6 @@ def level_after(part: float, levels: Sequence[float]) -> float:
     """The noise level of the first step after that part of the steps, rounded up; -inf where none is left."""
     first = math.ceil(part * len(levels))
     return sorted(levels, reverse=True)[first] if first < len(levels) else -math.inf
-
-
-@dataclass(frozen=True)
-class View:
-    """What a row of a U-Net call shows."""
-
-    picture: int
-    """Its index in the batch."""
-    box: tuple[int, int, int, int] | None = None
-    """(top, left, height, width) in latent pixels; None: the whole picture."""
-
-    def within(self, size: tuple[int, int]) -> tuple[int, slice, slice]:
-        """The index of what is shown in [P, h, w]."""
-        top, left, height, width = self.box or (0, 0, *size)
-        return self.picture, slice(top, top + height), slice(left, left + width)
-
-    def cut(self, whole: Tensor) -> Tensor:
-        """What is shown of [h, w]."""
-        return whole[self.within(tuple(whole.shape))[1:]]
-
-    def fits(self, size: tuple[int, int], like: Tensor) -> bool:
-        """Whether a row [..., h, w] is what the view says of latents of that size: hosts know other ways to cut."""
-        _, rows, columns = self.within(size)
-        shown = len(range(*rows.indices(size[0]))), len(range(*columns.indices(size[1])))
-        return shown == tuple(like.shape[-2:])
 
 
 @dataclass(frozen=True)

@@ -6,51 +6,18 @@ own. So it adds to the prior instead of standing in for it: mixed = prior + stre
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .address import Address
-from .expert import attend_per_head, per_head
+from ..address import Address, BlockShape
+from ..attention import PriorAttention, attend_per_head, per_head
 
-Projection = Callable[[Tensor], Tensor]
 KeysValues = tuple[Tensor, Tensor]
 """Both [B, heads, T, C / heads]."""
-
-
-@dataclass(frozen=True)
-class PriorAttention:
-    """The projections of one of the prior's attention layers. The host's modules: called, never read, so that what
-    the host does to their weights (LoRA, fp8, offloading) is kept.
-    """
-
-    to_q: Projection
-    to_k: Projection
-    to_out: Projection
-    heads: int
-
-    def out(self, x: Tensor) -> Tensor:
-        """W_out x [B, K, C]: without the bias, which the prior's output holds already.
-
-        The bias is what one more pixel, of zeros, gives.
-        """
-        out = self.to_out(F.pad(x, (0, 0, 0, 1)))  # [B, K + 1, C]
-        return out[:, :-1] - out[:, -1:]
-
-    def attention_to(self, h: Tensor, context: Tensor) -> Tensor:
-        """Attention weights, averaged over heads: h [B, N, C], context [B, T, D] -> [B, N, T]."""
-        q, k = self.to_q(h), self.to_k(context)
-        q, k = (per_head(x, self.heads).float() for x in (q, k))
-        scores = torch.einsum("bhnd,bhtd->bhnt", q, k) * q.shape[-1] ** -0.5
-        return scores.softmax(dim=-1).mean(dim=1)
-
-
-Prior = Callable[[Address], PriorAttention]
-"""The prior's cross-attention at an address."""
+_KINDS = ("input", "output", "middle")
 
 
 class ImageExpert(nn.Module):
@@ -73,3 +40,29 @@ class ImageExpert(nn.Module):
         """
         seen = None if mask is None else mask[:, None]
         return prior.out(attend_per_head(prior.to_q(h), *keys_values, seen))
+
+
+def file_order(blocks: Mapping[Address, BlockShape]) -> list[Address]:
+    """The order in which an IP-Adapter file numbers its layers: the encoder's, the decoder's, the middle's."""
+    return sorted(blocks, key=lambda address: (_KINDS.index(address.kind), address.block, address.index))
+
+
+class ImageMixture(nn.Module):
+    """One image expert for each cross-attention, in the file's order, and the tokens of a row without a picture."""
+
+    def __init__(self, shapes: Sequence[BlockShape], tokens: int, operations: Any = nn, **factory: Any):
+        """tokens: how many a picture has."""
+        super().__init__()
+        self.shapes, self.tokens = list(shapes), tokens
+        self.layers = nn.ModuleList(ImageExpert(s.dim, s.context_dim, operations, **factory) for s in shapes)
+        self.negative = torch.zeros(tokens, shapes[0].context_dim)
+        """[n, D] on the CPU."""
+
+    @property
+    def feature_dim(self) -> int:
+        """Width of a subject's feature: its tokens [n, D] in one row."""
+        return self.negative.numel()
+
+    def fits(self, blocks: Mapping[Address, BlockShape]) -> bool:
+        """Whether these are the blocks of a U-Net it was made for."""
+        return self.shapes == [blocks[address] for address in file_order(blocks)]

@@ -13,11 +13,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from .address import BlockShape
-from .file_error import COMPARE, FileError, unreadable
-from .image_mixture import ImageMixture
+from ..address import BlockShape
+from ..files.file_error import COMPARE, FileError, unreadable
+from ..files.whole_file import whole
+from .image_expert import ImageMixture
 from .image_tokens import POOLED, ImageTokens, image_tokens
-from .whole_file import whole
 
 FITTING = "ip-adapter(_light, -plus, -plus-face, -full-face)_sd15 or ip-adapter(-plus, -plus-face)_sdxl(_vit-h)"
 """Files that this pack reads."""

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from .expert import attend
+from ..attention import attend
 
 POOLED, GRID = "image_embeds", "penultimate_hidden_states"
 """Outputs of a CLIP vision model: one vector a picture [P, F], or what enters its last layer [P, patches + 1, F]."""

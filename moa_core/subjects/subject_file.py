@@ -11,9 +11,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .file_error import FileError, unreadable
+from ..files.file_error import FileError, unreadable
+from ..files.whole_file import whole
 from .subject import EncoderId, Subject
-from .whole_file import whole
 
 FORMAT = "moa-subject"
 FORMAT_VERSION = "1"

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .expert import Attend, Expert, attend
+from ..attention import Attend, attend
+from ..routing.subject_area import Pixels
+from .expert import Expert
 from .router import Router
-from .subject_area import Pixels
 
 
 @dataclass

@@ -3,48 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from .address import Address, BlockShape
-from .expert import Attend
-from .image_expert import ImageExpert, Prior
-from .image_rows import NOBODY, RowsPeople, RowsTokens, RowSubjects
-from .rows import Row
-from .subject import Subject
-from .word_router import WordReader, WordRouter, read_blocks
+from ..address import Address, BlockShape
+from ..attention import Attend, Prior
+from ..routing.word_router import WordReader, WordRouter, read_blocks
+from ..subjects.rows import Row
+from ..subjects.subject import Subject
+from .image_expert import ImageMixture, file_order
+from .rows import NOBODY, RowsPeople, RowsTokens, RowSubjects
 
-_KINDS = ("input", "output", "middle")
 ROWS_KEPT = 16
 """Of so many calls' rows tokens are kept: a host may show pictures in parts, and a film in ever new windows."""
-
-
-def file_order(blocks: Mapping[Address, BlockShape]) -> list[Address]:
-    """The order in which an IP-Adapter file numbers its layers: the encoder's, the decoder's, the middle's."""
-    return sorted(blocks, key=lambda address: (_KINDS.index(address.kind), address.block, address.index))
-
-
-class ImageMixture(nn.Module):
-    """One image expert for each cross-attention, in the file's order, and the tokens of a row without a picture."""
-
-    def __init__(self, shapes: Sequence[BlockShape], tokens: int, operations: Any = nn, **factory: Any):
-        """tokens: how many a picture has."""
-        super().__init__()
-        self.shapes, self.tokens = list(shapes), tokens
-        self.layers = nn.ModuleList(ImageExpert(s.dim, s.context_dim, operations, **factory) for s in shapes)
-        self.negative = torch.zeros(tokens, shapes[0].context_dim)
-        """[n, D] on the CPU."""
-
-    @property
-    def feature_dim(self) -> int:
-        """Width of a subject's feature: its tokens [n, D] in one row."""
-        return self.negative.numel()
-
-    def fits(self, blocks: Mapping[Address, BlockShape]) -> bool:
-        """Whether these are the blocks of a U-Net it was made for."""
-        return self.shapes == [blocks[address] for address in file_order(blocks)]
 
 
 class ImageRun:

@@ -2,32 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor, nn
 
-Attend = Callable[[Tensor, Tensor, Tensor, int], Tensor]
-"""Multi-head attention: q [B, K, C], k and v [B, T, C], number of heads -> [B, K, C]; each host has its own."""
-
-
-def per_head(x: Tensor, heads: int) -> Tensor:
-    """[B, T, C] -> [B, heads, T, C / heads]."""
-    return rearrange(x, "b t (heads d) -> b heads t d", heads=heads)
-
-
-def attend(q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None = None) -> Tensor:
-    """torch's. mask: bool, broadcast to [B, heads, K, T], True where a query may look."""
-    return attend_per_head(q, per_head(k, heads), per_head(v, heads), mask)
-
-
-def attend_per_head(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-    """The same with k and v [B, heads, T, C / heads]."""
-    out = F.scaled_dot_product_attention(per_head(q, k.shape[1]), k, v, mask)
-    return rearrange(out, "b heads n d -> b n (heads d)")
+from ..attention import Attend, attend, per_head
 
 
 class Expert(nn.Module):

@@ -1,0 +1,32 @@
+"""What a row of a U-Net call shows of which picture."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class View:
+    """What a row of a U-Net call shows."""
+
+    picture: int
+    """Its index in the batch."""
+    box: tuple[int, int, int, int] | None = None
+    """(top, left, height, width) in latent pixels; None: the whole picture."""
+
+    def within(self, size: tuple[int, int]) -> tuple[int, slice, slice]:
+        """The index of what is shown in [P, h, w]."""
+        top, left, height, width = self.box or (0, 0, *size)
+        return self.picture, slice(top, top + height), slice(left, left + width)
+
+    def cut(self, whole: Tensor) -> Tensor:
+        """What is shown of [h, w]."""
+        return whole[self.within(tuple(whole.shape))[1:]]
+
+    def fits(self, size: tuple[int, int], like: Tensor) -> bool:
+        """Whether a row [..., h, w] is what the view says of latents of that size: hosts know other ways to cut."""
+        _, rows, columns = self.within(size)
+        shown = len(range(*rows.indices(size[0]))), len(range(*columns.indices(size[1])))
+        return shown == tuple(like.shape[-2:])

@@ -1,0 +1,39 @@
+"""What to say of subjects that will not appear."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..moa_core.subjects.binding import BoundPrompt
+from ..moa_core.subjects.subject import Subject
+from .messages import Message
+
+
+def missing_subjects(subjects: Sequence[Subject], prompts: list[BoundPrompt | None]) -> list[Message]:
+    """A message for every subject that no positive prompt carries."""
+    known = [prompt for prompt in prompts if prompt is not None]
+    if subjects and not known:
+        return [
+            Message(
+                "No subject will appear: the prompt comes from another CLIP.",
+                "No positive prompt carries what MoA Patch Model's CLIP noted. Connect it to the positive prompt's "
+                "CLIPTextEncode; an encoder with a conditioning of its own drops it.",
+            )
+        ]
+    bound = {id(binding.subject) for prompt in known for binding in prompt.bindings}
+    quoted = " and ".join(dict.fromkeys(f"'{prompt.prompt}'" for prompt in known))
+    messages = []
+    for number, subject in enumerate(subjects):
+        if id(subject) not in bound:
+            same = sum(other.word == subject.word for other in subjects[: number + 1])
+            lack, times = (
+                (f"no '{subject.word}'", "") if same == 1 else (f"not {same} '{subject.word}'", f" {same} times")
+            )
+            messages.append(
+                Message(
+                    f"subject{number} will not appear: {lack} in the prompt.",
+                    f"The prompt {quoted} does not hold the word '{subject.word}'{times}. Write it there, or change "
+                    "the word in Subject Encoder.",
+                )
+            )
+    return messages
