@@ -41,25 +41,24 @@ class PriorAttention:
     the host does to their weights (LoRA, fp8, offloading) is kept.
     """
 
+    name: str
+    """The host's, of the layer in its U-Net."""
     to_q: Projection
     to_k: Projection
+    to_v: Projection
     to_out: Projection
     heads: int
 
     def out(self, x: Tensor) -> Tensor:
-        """W_out x [B, K, C]: without the bias, which the prior's output holds already.
+        """W_out x [B, N, C]: without the bias, which is what the output of nothing is."""
+        return self.to_out(x) - self.to_out(torch.zeros_like(x[:, :1]))
 
-        The bias is what one more pixel, of zeros, gives.
-        """
-        out = self.to_out(F.pad(x, (0, 0, 0, 1)))  # [B, K + 1, C]
-        return out[:, :-1] - out[:, -1:]
 
-    def attention_to(self, h: Tensor, context: Tensor) -> Tensor:
-        """Attention weights, averaged over heads: h [B, N, C], context [B, T, D] -> [B, N, T]."""
-        q, k = self.to_q(h), self.to_k(context)
-        q, k = (per_head(x, self.heads).float() for x in (q, k))
-        scores = torch.einsum("bhnd,bhtd->bhnt", q, k) * q.shape[-1] ** -0.5
-        return scores.softmax(dim=-1).mean(dim=1)
+def attention_map(q: Tensor, k: Tensor, heads: int) -> Tensor:
+    """Attention weights, averaged over heads: q [B, N, C], k [B, T, C] -> [B, N, T]."""
+    q, k = (per_head(x, heads).float() for x in (q, k))
+    scores = torch.einsum("bhnd,bhtd->bhnt", q, k) * q.shape[-1] ** -0.5
+    return scores.softmax(dim=-1).mean(dim=1)
 
 
 Prior = Callable[[Address], PriorAttention]

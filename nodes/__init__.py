@@ -6,6 +6,7 @@ from .folders import add_model_folders
 from .from_ip_adapter import MoAFromIPAdapter
 from .load_subject import MoALoadSubject
 from .loader import MoALoader
+from .lora_subject import MoALoRASubject
 from .patch_model import MoAPatchModel
 from .router_visualizer import MoARouterVisualizer
 from .save_subject import MoASaveSubject
@@ -24,6 +25,7 @@ class MoAExtension(ComfyExtension):
             MoALoader,
             MoAFromIPAdapter,
             MoASubjectEncoder,
+            MoALoRASubject,
             MoAPatchModel,
             MoARouterVisualizer,
             MoASubjectInterpolate,

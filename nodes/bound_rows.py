@@ -16,6 +16,7 @@ from torch import Tensor
 from ..moa_core.subjects.binding import BoundPrompt
 from ..moa_core.subjects.rows import Row
 from ..moa_core.subjects.view import View
+from .clip_binding import BOUND_PROMPT, NotedPrompt
 
 MODEL_COND = "moa_rows"
 
@@ -27,6 +28,20 @@ class Rows:
     rows: tuple[Row, ...]
 
 
+@dataclass(frozen=True, eq=False)
+class CONDPrompt:
+    """What all rows of one conditioning have in common."""
+
+    bound: BoundPrompt | None
+    """None where nothing binds."""
+    tokens: int
+    positive: bool
+
+    def row(self, view: View) -> Row:
+        bindings, own_texts = ((), ()) if self.bound is None else (self.bound.bindings, self.bound.own_texts)
+        return Row(view, bindings, self.tokens, self.positive, own_texts, self)
+
+
 class CONDBindings(comfy.conds.CONDRegular):
     """What one conditioning brings; `cond` [B, 1, 1, 1] holds the pictures' indices.
 
@@ -34,22 +49,25 @@ class CONDBindings(comfy.conds.CONDRegular):
     stays picture 4.
     """
 
-    def __init__(self, cond: Tensor, prompt: BoundPrompt | None, tokens: int, positive: bool):
+    def __init__(self, cond: Tensor, common: CONDPrompt):
         super().__init__(cond)
-        self.prompt, self.tokens, self.positive = prompt, tokens, positive
+        self.common = common
 
-    @classmethod
-    def of_batch(cls, pictures: int, prompt: BoundPrompt | None, tokens: int, positive: bool) -> CONDBindings:
-        return cls(torch.arange(pictures).view(-1, 1, 1, 1), prompt, tokens, positive)
+    @property
+    def prompt(self) -> BoundPrompt | None:
+        return self.common.bound
+
+    @property
+    def positive(self) -> bool:
+        return self.common.positive
 
     def _copy_with(self, cond: Tensor) -> CONDBindings:
-        return CONDBindings(cond, self.prompt, self.tokens, self.positive)
+        return CONDBindings(cond, self.common)
 
     def process_cond(self, batch_size: int, area: list[int] | None = None, **kwargs) -> CONDRows:
         pictures = comfy.utils.repeat_to_batch_size(self.cond, batch_size).flatten().tolist()
         box = None if area is None else (*area[2:], *area[:2])  # the host's is (height, width, top, left)
-        bindings = () if self.prompt is None else self.prompt.bindings
-        return CONDRows(Rows(tuple(Row(View(n, box), bindings, self.tokens, self.positive) for n in pictures)))
+        return CONDRows(Rows(tuple(self.common.row(View(n, box)) for n in pictures)))
 
 
 class CONDRows(comfy.conds.CONDRegular):
@@ -63,3 +81,13 @@ class CONDRows(comfy.conds.CONDRegular):
 
     def size(self) -> list[int]:
         return [1]
+
+
+def bindings_of(name: str, conditioning: dict, pictures: int) -> CONDBindings:
+    """What one of the guider's conditionings, of that name, binds; nothing in the negative ones."""
+    positive, text = "negative" not in name, conditioning.get("cross_attn")
+    prompt: BoundPrompt | None = conditioning.get(BOUND_PROMPT) if positive else None
+    if isinstance(prompt, NotedPrompt) and text is not None:
+        prompt = prompt.as_in(text)
+    common = CONDPrompt(prompt, text.shape[1] if text is not None else 1, positive)
+    return CONDBindings(torch.arange(pictures).view(-1, 1, 1, 1), common)

@@ -5,20 +5,19 @@ from __future__ import annotations
 import hashlib
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import comfy.sd
-import comfy.sd1_clip
-import comfy.sdxl_clip
+import torch
 from torch import Tensor
 
-from ..moa_core.subjects.binding import BoundPrompt, bind
+from ..moa_core.subjects.binding import BoundPrompt, OwnText, bind
 from ..moa_core.subjects.subject import Subject
+from .own_text import Places, own_texts
+from .text_towers import CHUNK, text_towers
 
 BOUND_PROMPT = "moa_bound_prompt"
 """Key of the NotedPrompt in a conditioning's dictionary."""
-CHUNK = 77
-"""Tokens that the text encoder reads at once."""
 CHUNKS_KNOWN = 1024
 Chunk = tuple[list, ...]
 """The tokens of one chunk as each tower of the text encoder sees them: CLIP-L, and of SDXL CLIP-G as well."""
@@ -30,17 +29,38 @@ class NotedPrompt(BoundPrompt):
 
     chunks: tuple[Chunk, ...] = ()
     binder: Binder | None = None
+    text: Tensor | None = None
+    """[1, T, D]: what it was encoded as; None: not known."""
 
-    def grown_to(self, text: Tensor) -> BoundPrompt:
-        """This prompt in an embedding [1, T, D] to which others were appended (ConditioningConcat).
+    def as_in(self, text: Tensor) -> BoundPrompt:
+        """This prompt in an embedding [1, T, D] that others may have changed: appended to it (ConditioningConcat) or
+        blended with another (ConditioningAverage).
 
         Appended prompts leave nothing in the conditioning but their embedding, by which they are known again; one
-        that this CLIP did not encode binds nothing.
+        that this CLIP did not encode binds nothing. The subjects' own texts are changed likewise.
         """
         own = CHUNK * len(self.chunks)
         if text.shape[1] <= own or text.shape[1] % CHUNK:
+            return self._blended(text)
+        grown = self.binder.bind([*self.chunks, *self.binder.recall(text[:, own:])])
+        blended = self._blended(text[:, :own])
+        texts = [
+            OwnText(o.subject, tuple(t if t is None else _appended(t, text[:, own:]) for t in o.texts))
+            for o in blended.own_texts
+        ]
+        return replace(grown, own_texts=tuple(texts))
+
+    def _blended(self, text: Tensor) -> NotedPrompt:
+        if not self.own_texts or self.text is None or self.text.shape != text.shape or torch.equal(self.text, text):
             return self
-        return self.binder.bind([*self.chunks, *self.binder.recall(text[:, own:])])
+        moved = (text - self.text)[0]  # [T, D]
+        return replace(
+            self,
+            own_texts=tuple(
+                OwnText(o.subject, tuple(t if t is None or t.shape[1] != len(moved) else t + moved for t in o.texts))
+                for o in self.own_texts
+            ),
+        )
 
 
 class Binder:
@@ -48,7 +68,7 @@ class Binder:
 
     def __init__(self, clip: comfy.sd.CLIP, subjects: Sequence[Subject]):
         """Raises ValueError for a word that holds nothing to bind to."""
-        self.towers = [Tower(name, tokenizer) for name, tokenizer in text_towers(clip).items()]
+        self.towers = text_towers(clip)
         self.subjects = subjects
         self.words = [[tower.word_ids(clip, subject.word) for subject in subjects] for tower in self.towers]
         self._known: OrderedDict[bytes, Chunk] = OrderedDict()
@@ -70,7 +90,18 @@ class Binder:
             bound = bind(tower.text(own), own, words, self.subjects, tower.ends_word)
             texts.append(bound.prompt)
             bindings += bound.bindings
-        return NotedPrompt(" / ".join(dict.fromkeys(texts)), tuple(dict.fromkeys(bindings)), tuple(chunks), self)
+        names = " / ".join(dict.fromkeys(texts))
+        return NotedPrompt(names, tuple(dict.fromkeys(bindings)), chunks=tuple(chunks), binder=self)
+
+    def places(self, tokens: dict[str, list]) -> dict[Subject, Places]:
+        """Where each subject's word is bound in a tokenized prompt, [from, to) by the name of the tower."""
+        found: dict[Subject, Places] = {}
+        for tower, words in zip(self.towers, self.words, strict=True):
+            lengths = dict(zip(self.subjects, map(len, words), strict=True))
+            for bound in bind("", tower.chunks(tokens), words, self.subjects, tower.ends_word).bindings:
+                end = bound.position + 1
+                found.setdefault(bound.subject, {})[tower.name] = (end - lengths[bound.subject], end)
+        return found
 
     def note(self, chunks: Sequence[Chunk], text: Tensor) -> None:
         """Remember that these chunks became this embedding [1, T, D]."""
@@ -86,48 +117,6 @@ class Binder:
         return [self._known.get(_fingerprint(piece), blank) for piece in text.split(CHUNK, dim=1)]
 
 
-@dataclass(frozen=True)
-class Tower:
-    """One of the text encoder's CLIP models, by the name its tokens have: "l" or "g"."""
-
-    name: str
-    tokenizer: comfy.sd1_clip.SDTokenizer
-
-    def chunks(self, tokens: dict[str, list]) -> list[list]:
-        """An embedding of another width is dropped by the encoder, and what follows it moves up."""
-        width = self.tokenizer.embedding_size
-        return [
-            [t[0] for t in chunk if isinstance(t[0], int) or t[0].shape[-1] == width] for chunk in tokens[self.name]
-        ]
-
-    def word_ids(self, clip: comfy.sd.CLIP, word: str) -> list[int]:
-        """Raises ValueError for a word that holds nothing to bind to."""
-        chunk = clip.tokenize(word)[self.name][0]
-        ids = [token for token, *_ in chunk if isinstance(token, int) and self._is_text(token)]
-        if not ids:
-            raise ValueError(
-                f"MoA Patch Model: the word '{word}' of a subject has no token of text. Enter an ordinary word in "
-                "Subject Encoder: man"
-            )
-        return ids
-
-    def ends_word(self, token: int) -> bool:
-        return not self._is_text(token) or self.tokenizer.inv_vocab[token].endswith("</w>")
-
-    def _is_text(self, token: int) -> bool:
-        return token not in (self.tokenizer.start_token, self.tokenizer.end_token, self.tokenizer.pad_token)
-
-    def text(self, chunks: Sequence[list]) -> str:
-        """The prompt as this tower sees it, for messages."""
-        pieces = [
-            self.tokenizer.inv_vocab[token] if isinstance(token, int) else "<embedding></w>"
-            for chunk in chunks
-            for token in chunk
-            if not isinstance(token, int) or self._is_text(token)
-        ]
-        return "".join(pieces).replace("</w>", " ").strip()
-
-
 class BindingCLIP(comfy.sd.CLIP):
     """Encodes exactly as the CLIP it was made from; its clones (LoRA, CLIP skip) bind as well."""
 
@@ -136,18 +125,31 @@ class BindingCLIP(comfy.sd.CLIP):
     def clone(self, *args, **kwargs):
         return _with_binder(super().clone(*args, **kwargs), self.binder)
 
+    def _own_texts(self, tokens) -> list[tuple[OwnText, ...]]:
+        return own_texts(self, self.binder.towers, tokens, self.binder.places(tokens))
+
     def encode_from_tokens(self, tokens, return_pooled=False, return_dict=False):
         out = super().encode_from_tokens(tokens, return_pooled=return_pooled, return_dict=return_dict)
         chunks = self.binder.chunks(tokens)
-        self.binder.note(chunks, out["cond"] if return_dict else out[0] if return_pooled else out)
-        return out | {BOUND_PROMPT: self.binder.bind(chunks)} if return_dict else out
+        text = out["cond"] if return_dict else out[0] if return_pooled else out
+        self.binder.note(chunks, text)
+        if not return_dict:
+            return out
+        own = self._own_texts(tokens)
+        return out | {BOUND_PROMPT: replace(self.binder.bind(chunks), text=text, own_texts=own[0] if own else ())}
 
     def encode_from_tokens_scheduled(self, tokens, unprojected=False, add_dict={}, show_pbar=True):  # noqa: B006
-        chunks = self.binder.chunks(tokens)
-        add_dict = {**add_dict, BOUND_PROMPT: self.binder.bind(chunks)}
         conditioning = super().encode_from_tokens_scheduled(tokens, unprojected, add_dict, show_pbar)
-        for text, _ in conditioning:
-            self.binder.note(chunks, text)
+        scheduled = [(text, extra) for text, extra in conditioning if BOUND_PROMPT not in extra]
+        if scheduled:  # by LoRA hooks: the host has encoded each by itself
+            chunks, own = (
+                self.binder.chunks(tokens),
+                own_texts(self, self.binder.towers, tokens, self.binder.places(tokens)),
+            )
+            bound = self.binder.bind(chunks)
+            for number, (text, extra) in enumerate(scheduled):
+                self.binder.note(chunks, text)
+                extra[BOUND_PROMPT] = replace(bound, text=text, own_texts=own[number] if own else ())
         return conditioning
 
 
@@ -159,14 +161,6 @@ def bind_subjects(clip: comfy.sd.CLIP, subjects: Sequence[Subject]) -> BindingCL
     return _with_binder(clip, Binder(clip, subjects))
 
 
-def text_towers(clip: comfy.sd.CLIP) -> dict[str, comfy.sd1_clip.SDTokenizer]:
-    """The tokenizers of an SD 1.x or SDXL CLIP, by the names of their tokens; none for another kind of encoder."""
-    tokenizer = clip.tokenizer
-    if isinstance(clip.cond_stage_model, comfy.sdxl_clip.SDXLClipModel):
-        return {"l": tokenizer.clip_l, "g": tokenizer.clip_g}
-    return {"l": tokenizer.clip_l} if getattr(tokenizer, "clip", None) == "clip_l" else {}
-
-
 def _with_binder(clip: comfy.sd.CLIP, binder: Binder) -> BindingCLIP:
     clip.__class__ = BindingCLIP
     clip.binder = binder
@@ -176,3 +170,8 @@ def _with_binder(clip: comfy.sd.CLIP, binder: Binder) -> BindingCLIP:
 def _fingerprint(piece: Tensor) -> bytes:
     """Of one chunk's embedding [1, CHUNK, D]."""
     return hashlib.sha256(piece.detach().float().cpu().contiguous().numpy().tobytes()).digest()
+
+
+def _appended(own: Tensor, appended: Tensor) -> Tensor:
+    """Both [1, T, D]."""
+    return torch.cat([own, appended.to(own)], dim=1)

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from ..moa_core.adapters.image_tokens import GRID
 from ..moa_core.adapters.ip_adapter_file import IPAdapter, load_ip_adapter, vision_model
-from ..moa_core.adapters.run import ImageRun
 from ..moa_core.address import Address, BlockShape
 from ..moa_core.files.fingerprint import fingerprint
 from ..moa_core.routing.trace import TIMESTEPS
@@ -26,7 +25,7 @@ from ..moa_core.subjects.subject import EncoderId
 from .sockets import CATEGORY, MOA, SEARCHED
 
 
-@dataclass
+@dataclass(eq=False)
 class LoadedIPAdapter:
     """What LoadedMoA is, of an IP-Adapter."""
 
@@ -59,9 +58,6 @@ class LoadedIPAdapter:
 
     def fits(self, blocks: Mapping[Address, BlockShape]) -> bool:
         return self.adapter.mixture.fits(blocks)
-
-    def start_run(self, *run) -> ImageRun:
-        return ImageRun(self.adapter.mixture, *run)
 
     def prepare(self, picture: Tensor, mask: Tensor | None) -> Tensor:
         """A picture [H, W, 3] as CLIP crops it, or a square round the person where there is a mask -> [3, s, s]."""

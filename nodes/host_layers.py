@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache, partial
 
 import torch
 from comfy.ldm.modules import attention as host_attention
@@ -10,11 +12,12 @@ from comfy.ldm.modules.attention import BasicTransformerBlock
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-from ..moa_core.adapters.run import ImageCall
 from ..moa_core.address import Address, BlockShape
-from ..moa_core.attention import Attend, PriorAttention
+from ..moa_core.attention import Attend, Prior, PriorAttention
 from ..moa_core.learned.moa import ATTENTIONS
-from ..moa_core.learned.unet_call import UNetCall
+from ..moa_core.run import Call
+
+OVERRIDE = "optimized_attention_override"
 
 
 def unet_blocks(model: ModelPatcher) -> dict[Address, BlockShape]:
@@ -36,39 +39,79 @@ def host_attend(transformer_options: dict) -> Attend:
     return attend
 
 
-def host_prior(unet: torch.nn.Module) -> Callable[[Address], PriorAttention]:
+def host_prior(unet: torch.nn.Module) -> Prior:
     """The U-Net's own cross-attention at an address."""
 
+    @cache
     def at(address: Address) -> PriorAttention:
-        attention = unet.get_submodule(address.to_ldm()).attn2
-        return PriorAttention(attention.to_q, attention.to_k, attention.to_out, attention.heads)
+        name = f"{address.to_ldm()}.attn2"
+        own = unet.get_submodule(name)
+        return PriorAttention(name, own.to_q, own.to_k, own.to_v, own.to_out, own.heads)
 
     return at
 
 
-def with_patches(patches: dict, call: UNetCall | ImageCall) -> dict:
-    """The attention patches of one U-Net call with ours: first in, last out."""
-    patches = dict(patches)
-    held: dict[str, Tensor] = {}
+def patched_options(options: dict, call: Call) -> dict:
+    """transformer_options of one U-Net call with the call's work in its attention layers.
 
-    def hold(attention: str):
-        def before(h, context, value, extra_options):
-            held[attention] = h
-            return h, context, value
-
-        return before
-
-    def mix(attention: str):
-        def after(prior, extra_options):
-            kind, number = extra_options["block"]
-            address = Address(kind, number, extra_options["block_index"])
-            size = tuple(extra_options["activations_shape"][-2:])  # its own: others may change it (Deep Shrink)
-            return call.mix(address, attention, held.pop(attention), prior, size)
-
-        return after
-
+    Of the attention patches ours are the first on the way in and the last on the way out; within cross-attention
+    what another node has put in the attention's place is asked first.
+    """
+    options, patches = dict(options), dict(options.get("patches", {}))
+    here = Here()
     for attention in ATTENTIONS:
         before, after = f"{attention}_patch", f"{attention}_output_patch"
-        patches[before] = [hold(attention), *patches.get(before, [])]
-        patches[after] = [*patches.get(after, []), mix(attention)]
-    return patches
+        patches[before] = [_hold(here, attention), *patches.get(before, [])]
+        patches[after] = [*patches.get(after, []), _mix(here, call, attention)]
+    options["patches"] = patches
+    if call.in_attention:
+        options[OVERRIDE] = _override(here, call, options.get(OVERRIDE))
+    return options
+
+
+@dataclass
+class Here:
+    """The attention layer that a U-Net call has come to."""
+
+    attention: str = ""
+    address: Address | None = None
+    size: tuple[int, int] = (0, 0)
+    """Its own: others may change it (Deep Shrink)."""
+    h: Tensor | None = None
+    """What enters it, [B, N, C], before anyone changes it."""
+
+
+def _hold(here: Here, attention: str):
+    def before(h, context, value, extra_options):
+        kind, number = extra_options["block"]
+        here.attention, here.address = attention, Address(kind, number, extra_options["block_index"])
+        here.size, here.h = tuple(extra_options["activations_shape"][-2:]), h
+        return h, context, value
+
+    return before
+
+
+def _mix(here: Here, call: Call, attention: str):
+    def after(prior, extra_options):
+        h, here.h = here.h, None
+        return call.mix(here.address, attention, h, prior, here.size)
+
+    return after
+
+
+def _override(here: Here, call: Call, others: Callable | None):
+    """In the place of the host's attention function; others: what stood there already."""
+
+    def attention(func, q, k, v, heads, *args, **kwargs):
+        run = func if others is None else partial(others, func)
+        seen = run(q, k, v, heads, *args, **kwargs)
+        if here.attention != "attn2" or here.h is None or q.shape != here.h.shape or q.ndim != 3:
+            return seen
+
+        def attend(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+            return run(q, k, v, heads, *args, **kwargs)
+
+        here.attention = ""  # what others ask on the way is theirs
+        return call.attended(here.address, q, k, seen, here.size, attend)
+
+    return attention

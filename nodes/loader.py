@@ -18,13 +18,12 @@ from ..moa_core.address import Address, BlockShape
 from ..moa_core.files.fingerprint import fingerprint
 from ..moa_core.learned.moa import MoA
 from ..moa_core.learned.moa_file import load_moa
-from ..moa_core.learned.run import LearnedRun
 from ..moa_core.subjects.reference import MARGIN, MEAN, STD, prepare_reference
 from ..moa_core.subjects.subject import EncoderId
 from .sockets import CATEGORY, MOA, SEARCHED
 
 
-@dataclass
+@dataclass(eq=False)
 class LoadedMoA:
     """A MoA whose two halves ComfyUI loads, offloads and counts on their own."""
 
@@ -68,9 +67,6 @@ class LoadedMoA:
         mm.load_models_gpu([self.image_encoder])
         encoder, device = self.moa.image_encoder, self.image_encoder.load_device
         return encoder(prepared.to(device, next(encoder.parameters()).dtype)).float().cpu()
-
-    def start_run(self, *run) -> LearnedRun:
-        return LearnedRun(self.moa.mixture, *run)
 
 
 class MoALoader(io.ComfyNode):

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import comfy.sd
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
 from ..moa_core.adapters.ip_adapter_file import SDXL
 from ..moa_core.address import BlockShape
+from ..moa_core.routing.trace import TIMESTEPS
 from ..moa_core.subjects.subject import Subject
-from .clip_binding import bind_subjects, text_towers
+from .adapters import adapters_of
+from .clip_binding import bind_subjects
 from .from_ip_adapter import LoadedIPAdapter
 from .host_layers import unet_blocks
 from .loader import LoadedMoA
 from .messages import Message, NodeText
 from .sampling_run import KEY, MoAHooks
 from .sockets import CATEGORY, MOA, MOA_SUBJECT, SEARCHED
+from .text_towers import text_towers
 
 MOST_SUBJECTS = 8
 NO_SUBJECT = Message("No subject is connected: MoA adds nobody.", "Connect a Subject Encoder to MoA Patch Model.")
@@ -42,7 +47,11 @@ class MoAPatchModel(io.ComfyNode):
             inputs=[
                 io.Model.Input("model", tooltip="The checkpoint's MODEL; LoRAs may come before or after."),
                 io.Clip.Input("clip", tooltip="The checkpoint's CLIP."),
-                MOA.Input("moa", tooltip="From MoA Loader or MoA From IP-Adapter."),
+                MOA.Input(
+                    "moa",
+                    optional=True,
+                    tooltip="From MoA Loader or MoA From IP-Adapter. LoRA subjects alone need none.",
+                ),
                 io.Autogrow.Input(
                     "subjects",
                     template=io.Autogrow.TemplatePrefix(
@@ -54,7 +63,7 @@ class MoAPatchModel(io.ComfyNode):
                         min=0,
                         max=MOST_SUBJECTS,
                     ),
-                    tooltip="From Subject Encoder; up to 8.",
+                    tooltip="From Subject Encoder or LoRA Subject; up to 8.",
                 ),
                 io.Float.Input(
                     "strength",
@@ -102,7 +111,7 @@ class MoAPatchModel(io.ComfyNode):
         cls,
         model: ModelPatcher,
         clip: comfy.sd.CLIP,
-        moa: LoadedMoA | LoadedIPAdapter,
+        moa: LoadedMoA | LoadedIPAdapter | None = None,
         subjects: dict | None = None,
         strength: float = 1.0,
         start_percent: float = 0.0,
@@ -113,17 +122,69 @@ class MoAPatchModel(io.ComfyNode):
         if model.get_attachment(KEY) is not None:
             text.say([TWO_MOAS])
             raise ValueError(f"MoA Patch Model: {TWO_MOAS}")
-        _check_fit(model, clip, moa)
-        chosen = [subject for _, subject in sorted((subjects or {}).items()) if subject is not None]
-        for number, subject in enumerate(chosen):
-            _check_subject(f"subject{number} ('{subject.name}')", subject, moa)
-        text.say([] if chosen else [NO_SUBJECT])
+        chosen = [
+            _with_adapter(f"subject{number} ('{subject.name}')", subject, moa)
+            for number, (_, subject) in enumerate(sorted((subjects or {}).items()))
+            if subject is not None
+        ]
+        for used in dict.fromkeys([moa, *(s.adapter for s in chosen if isinstance(s.adapter, LoadedIPAdapter))]):
+            if used is not None:
+                _check_fit(model, clip, used)
+        _check_unet(model, clip)
         patched = model.clone()
+        messages = [] if chosen else [NO_SUBJECT]
         if strength > 0.0:
-            routed = routing == "sparse"
-            hooks = MoAHooks(moa.start_run, chosen, strength, start_percent, end_percent, routed, text, moa.timesteps)
-            hooks.attach(patched, moa.mixture.clone())
+            adapters, beside, left_out = adapters_of(model, clip, chosen)
+            messages += left_out
+            learned, timesteps = None, TIMESTEPS
+            if isinstance(moa, LoadedMoA):
+                learned, timesteps = moa.moa.mixture, moa.timesteps
+                beside.append(moa.mixture.clone())
+            hooks = MoAHooks(
+                chosen,
+                strength,
+                start_percent,
+                end_percent,
+                routing == "sparse",
+                learned,
+                adapters,
+                text,
+                timesteps,
+            )
+            hooks.attach(patched, *beside)
+        text.say(messages)
         return io.NodeOutput(patched, bind_subjects(clip.clone(), chosen))
+
+
+def _with_adapter(which: str, subject: Subject, moa: LoadedMoA | LoadedIPAdapter | None) -> Subject:
+    """The subject as this MODEL is to show it; one that carries no adapter appears by the MOA that is connected.
+
+    Raises a ValueError where there is none, or another one than the subject was made with.
+    """
+    if subject.adapter is not None:
+        return subject
+    if moa is None:
+        raise ValueError(
+            f"MoA Patch Model: {which} appears by a MOA, and none is connected. Connect the MOA it was encoded with "
+            f"({'not known' if subject.encoder is None else subject.encoder.moa}); LoRA subjects alone need none"
+        )
+    _check_subject(which, subject, moa)
+    return replace(subject, adapter=moa) if isinstance(moa, LoadedIPAdapter) else subject
+
+
+def _check_unet(model: ModelPatcher, clip: comfy.sd.CLIP) -> None:
+    """Raises a ValueError for a MODEL or a CLIP of a kind that words cannot be found in."""
+    family = type(model.model.model_config).__name__
+    if not unet_blocks(model):
+        raise ValueError(
+            f"MoA Patch Model: this MODEL is {family} (no U-Net with text attention). MoA works with SD 1.5 and SDXL "
+            "checkpoints: load one of those"
+        )
+    if not text_towers(clip):
+        raise ValueError(
+            f"MoA Patch Model: the CLIP is a {type(clip.cond_stage_model).__name__}, in which MoA finds no words. "
+            "Connect the CLIP of the same checkpoint as the MODEL"
+        )
 
 
 def _check_fit(model: ModelPatcher, clip: comfy.sd.CLIP, moa: LoadedMoA | LoadedIPAdapter) -> None:
@@ -137,7 +198,7 @@ def _check_fit(model: ModelPatcher, clip: comfy.sd.CLIP, moa: LoadedMoA | Loaded
             "made for this one"
         )
     towers = text_towers(clip)
-    if sum(tokenizer.embedding_size for tokenizer in towers.values()) != moa.shapes[0].context_dim:
+    if sum(tower.tokenizer.embedding_size for tower in towers) != moa.shapes[0].context_dim:
         raise ValueError(
             f"MoA Patch Model: the CLIP is a {type(clip.cond_stage_model).__name__}, but {moa.base} reads the text of "
             f"{'CLIP-L and CLIP-G' if moa.base == SDXL else 'one CLIP-L'}. Connect the CLIP of the same checkpoint as "

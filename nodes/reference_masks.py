@@ -1,4 +1,4 @@
-"""The masks of reference pictures: white on the person."""
+"""The masks of reference pictures, white on the person, and of the places where somebody may appear."""
 
 from __future__ import annotations
 
@@ -55,6 +55,16 @@ def doubts(image: Tensor, mask: Tensor | None, masks: list[Tensor | None]) -> li
             )
         )
     return found
+
+
+def subject_area(area: Tensor | None) -> Tensor | None:
+    """[M, H, W], or None for all of the picture."""
+    if area is None:
+        return None
+    if not bool((area > 0).any()):
+        logging.info("MoA: an all-black area counts as none; the person may appear anywhere.")
+        return None
+    return area[None] if area.ndim == 2 else area
 
 
 def _is_background(mask: Tensor) -> bool:

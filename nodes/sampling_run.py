@@ -5,21 +5,24 @@ from __future__ import annotations
 import itertools
 import math
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
+import comfy.samplers
 import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
-from ..moa_core.adapters.run import ImageRun
-from ..moa_core.learned.run import LearnedRun
+from ..moa_core.adapters.layer_hooks import deltas_on
+from ..moa_core.adapters.run import Adapters
+from ..moa_core.learned.moa import Mixture
 from ..moa_core.routing.trace import TIMESTEPS, Trace
-from ..moa_core.subjects.binding import BoundPrompt
+from ..moa_core.routing.word_router import WordRouter, scouting_timesteps
+from ..moa_core.run import Run
 from ..moa_core.subjects.subject import Subject
-from .bound_rows import MODEL_COND, CONDBindings
-from .clip_binding import BOUND_PROMPT, NotedPrompt
+from .bound_rows import MODEL_COND, CONDBindings, bindings_of
 from .host_layers import unet_blocks
 from .messages import NodeText
 from .missing_subjects import missing_subjects
@@ -43,48 +46,52 @@ class PastRun:
     """Whether any positive prompt carried a subject."""
     owners: Tensor
     """Whose each pixel is: the number of the subject [B, h, w], -1 for nobody's."""
+    router: WordRouter
 
 
 class MoAHooks:
     """Two wrappers: one around a sampling run, one around every U-Net call in it.
 
-    Nothing is patched outside a call, so that the attention patches of a call can be put where they
-    belong whatever else is patched: ours see h before anyone changes it (token merging, tiling) and the
-    attention's output after everyone else is done.
+    Attention layers are patched in a call and not before, so that the patches can be put where they belong whatever
+    else is patched: ours see h before anyone changes it (token merging, tiling) and the attention's output after
+    everyone else is done. Deltas are hooks on the U-Net's layers, there while a run samples.
     """
 
     def __init__(
         self,
-        start_run: Callable[..., LearnedRun | ImageRun],
         subjects: Sequence[Subject],
-        strength: float,
-        start_percent: float,
-        end_percent: float,
-        sparse: bool,
+        strength: float = 1.0,
+        start_percent: float = 0.0,
+        end_percent: float = 1.0,
+        sparse: bool = True,
+        learned: Mixture | None = None,
+        adapters: Adapters | None = None,
         text: NodeText | None = None,
         timesteps: int = TIMESTEPS,
     ):
-        """start_run: LearnedRun or ImageRun with its mixture. timesteps: those it was trained on."""
-        self.start_run, self.subjects, self.strength, self.sparse = start_run, subjects, strength, sparse
+        """learned, adapters: see Run. timesteps: those that the learned experts were trained on."""
+        self.subjects, self.strength, self.sparse = subjects, strength, sparse
         self.start_percent, self.end_percent = start_percent, end_percent
-        self.text, self.timesteps = text or NodeText(), timesteps
+        self.learned, self.adapters, self.timesteps = learned, adapters, timesteps
+        self.text = text or NodeText()
         self.runs: deque[PastRun] = deque(maxlen=RUNS_KEPT)
         """The last runs, the newest last."""
         self._run: SamplingRun | None = None
 
-    def attach(self, model: ModelPatcher, mixture: ModelPatcher) -> None:
-        model.set_additional_models(KEY, [mixture])
+    def attach(self, model: ModelPatcher, *beside: ModelPatcher) -> None:
+        """beside: what holds the experts' weights."""
+        model.set_additional_models(KEY, list(beside))
         model.set_attachments(KEY, self)
         model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, self.sample)
         model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, KEY, self.call_unet)
 
-    def sample(self, executor, noise, latent_image, sampler, sigmas, *args, **kwargs):
+    def sample(self, executor, noise, latent_image, sampler, sigmas, denoise_mask=None, *args, **kwargs):
         """Around one sampling run: noise [B, 4, h, w], sigmas [steps + 1].
 
         Without a subject in any positive prompt it is the plain checkpoint's.
         """
         guider = executor.class_obj
-        bindings = [_bindings(name, c, len(noise)) for name, conds in guider.conds.items() for c in conds]
+        bindings = [bindings_of(name, c, len(noise)) for name, conds in guider.conds.items() for c in conds]
         positives = [binding.prompt for binding in bindings if binding.positive]
         missing = missing_subjects(self.subjects, positives)
         self.text.say(missing)
@@ -92,24 +99,24 @@ class MoAHooks:
         if bound:
             for conditioning, binding in zip(itertools.chain(*guider.conds.values()), bindings, strict=True):
                 conditioning["model_conds"] = {**conditioning["model_conds"], MODEL_COND: binding}
-        sampling = guider.model_patcher.get_model_object("model_sampling")
-        start, end = (float(sampling.percent_to_sigma(p)) for p in (self.start_percent, self.end_percent))
-        start = min(start, _trained_sigma(sampling, self.timesteps))
-        size = tuple(noise.shape[-2:])
-        levels = [sigma for sigma in sigmas[:-1].tolist() if end <= sigma <= start]
-        blocks = unet_blocks(guider.model_patcher)
         known = [s for s in self.subjects if any(p is not None and p.carries(s) for p in positives)]
-        moa = self.start_run(known, len(noise), size, levels, self.strength, blocks, self.sparse)
-        run = SamplingRun(start, end, Trace(size), moa, _spans(guider.conds, bindings, sampling))
+        run = self._start(guider, noise, sigmas, bindings, known)
+        past = self._gone_before(latent_image, known)
+        if past is not None:
+            run.moa.router.goes_on_from(past.router)
         outer, self._run = self._run, run
         try:
-            samples = executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
+            with self._deltas(guider.model_patcher):
+                if bound and run.moa.wants_scouting:
+                    _scout(run.moa, executor, noise, latent_image, sigmas, denoise_mask, *args, **kwargs)
+                samples = executor(noise, latent_image, sampler, sigmas, denoise_mask, *args, **kwargs)
         finally:
             self._run = outer
         run.trace.to_cpu()
         owners = _owners(run.moa.subject_shares(), [self.subjects.index(subject) for subject in known])
         sentences = [str(message) for message in missing]
-        self.runs.append(PastRun(samples.detach().cpu(), run.trace, sentences, bound, owners))
+        kept = PastRun(samples.detach().cpu(), run.trace, sentences, bound, owners, run.moa.router)
+        self.runs.append(kept)
         return samples
 
     def call_unet(self, executor, *args, **kwargs):
@@ -120,19 +127,76 @@ class MoAHooks:
             return executor(*args, **{name: given for name, given in kwargs.items() if name != MODEL_COND})
         return self._run.call_unet(executor, *args, **kwargs)
 
+    def _start(
+        self, guider, noise: Tensor, sigmas: Tensor, bindings: list[CONDBindings], known: list[Subject]
+    ) -> SamplingRun:
+        sampling = guider.model_patcher.get_model_object("model_sampling")
+        start, end = (float(sampling.percent_to_sigma(p)) for p in (self.start_percent, self.end_percent))
+        trained = _trained_sigma(sampling, self.timesteps)
+        if self.adapters is None:
+            start = min(start, trained)
+        size = tuple(noise.shape[-2:])
+        levels = [sigma for sigma in sigmas[:-1].tolist() if end <= sigma <= start]
+        moa = Run(
+            known,
+            len(noise),
+            size,
+            levels,
+            unet_blocks(guider.model_patcher),
+            self.strength,
+            self.sparse,
+            self.learned,
+            self.adapters,
+            learned_from=trained,
+        )
+        spans = _spans(guider.conds, bindings, sampling)
+        return SamplingRun(start, end, Trace(size), moa, spans, guider.model_patcher)
+
+    def _gone_before(self, latents: Tensor, known: list[Subject]) -> PastRun | None:
+        """The run whose end these latents are, with the same subjects in its prompts."""
+        for past in reversed(self.runs):
+            same = past.samples.shape == latents.shape and past.router.subjects == known
+            if same and torch.equal(past.samples, latents.detach().cpu().to(past.samples)):
+                return past
+        return None
+
+    def _deltas(self, model: ModelPatcher):
+        """Hooks for the deltas that there are, as a context."""
+        if self.adapters is None or self.adapters.deltas is None:
+            return nullcontext()
+
+        def now():
+            call = self._run and self._run.call
+            return call and call.changed
+
+        return deltas_on(model.model.diffusion_model, self.adapters.deltas, now)
+
+
+def _scout(
+    moa: Run, executor, noise, latent_image, sigmas, denoise_mask, callback=None, disable_pbar=False, *args, **kwargs
+):
+    """A few coarse steps by the prior alone, from the run's own start; nobody hears of them."""
+    guider = executor.class_obj
+    sampling = guider.model_patcher.get_model_object("model_sampling")
+    first, last = (float(sampling.timestep(sigma)) for sigma in (sigmas[0], sigmas[-1]))
+    later = [float(sampling.sigma(torch.tensor(t))) for t in scouting_timesteps(first, last)[1:]]
+    coarse = torch.tensor([float(sigmas[0]), *later], dtype=sigmas.dtype, device=sigmas.device)
+    if not bool((coarse[:-1] > coarse[1:]).all()):
+        return  # too short a run to look ahead in
+    conds = {name: [dict(c) for c in conds] for name, conds in guider.conds.items()}
+    moa.scouting = True
+    try:
+        euler = comfy.samplers.ksampler("euler")
+        executor(noise, latent_image, euler, coarse, denoise_mask, None, True, *args, **kwargs)
+    finally:
+        moa.scouting = False
+        guider.conds = conds
+    moa.router.finish()
+
 
 def _trained_sigma(sampling, timesteps: int) -> float:
     """The noise level between the last timestep that a MoA was trained on and the next one."""
     return math.inf if timesteps == TIMESTEPS else float(sampling.sigma(torch.tensor(timesteps - 0.5)))
-
-
-def _bindings(name: str, conditioning: dict, pictures: int) -> CONDBindings:
-    """What one of the guider's conditionings binds; nothing in the negative ones."""
-    positive, text = "negative" not in name, conditioning.get("cross_attn")
-    prompt: BoundPrompt | None = conditioning.get(BOUND_PROMPT) if positive else None
-    if isinstance(prompt, NotedPrompt) and text is not None:
-        prompt = prompt.grown_to(text)
-    return CONDBindings.of_batch(pictures, prompt, text.shape[1] if text is not None else 1, positive)
 
 
 def _spans(conds: dict, bindings: list[CONDBindings], sampling) -> list[tuple[float, float, list[Subject]]]:

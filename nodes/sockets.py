@@ -1,4 +1,4 @@
-"""The two socket types of the pack, and where its nodes are found."""
+"""The two socket types of the pack, where its nodes are found, and the word that a subject binds to."""
 
 from comfy_api.latest import io
 
@@ -24,3 +24,16 @@ SEARCHED = [
     "instantid",
 ]
 """What someone types who looks for a pack like this one."""
+NO_WORD = "'word' is empty. Enter the word of your prompt that names the person: man"
+
+
+def names_someone(word: str | None) -> bool | str:
+    """Whether a word in a widget can be bound; what to do where it cannot."""
+    return NO_WORD if word is not None and not word.strip() else True  # None: it comes from another node
+
+
+def own_word(word: str, node: str) -> str:
+    """The word as it is bound. Raises ValueError for an empty one."""
+    if not word.strip():
+        raise ValueError(f"{node}: {NO_WORD}")
+    return word.strip()

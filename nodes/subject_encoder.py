@@ -1,7 +1,5 @@
 """Subject Encoder: reference pictures of one person -> SUBJECT."""
 
-import logging
-
 import comfy.model_management as mm
 import comfy.utils
 import torch
@@ -13,13 +11,12 @@ from ..moa_core.subjects.subject import Subject
 from .from_ip_adapter import LoadedIPAdapter
 from .loader import LoadedMoA
 from .messages import NodeText
-from .reference_masks import doubts, reference_masks
-from .sockets import CATEGORY, MOA, MOA_SUBJECT, SEARCHED
+from .reference_masks import doubts, reference_masks, subject_area
+from .sockets import CATEGORY, MOA, MOA_SUBJECT, SEARCHED, names_someone, own_word
 
 PICTURES_AT_ONCE = 8
 KEEP_PREVIEW = {"has_intermediate_output": True} if hasattr(io.Schema, "has_intermediate_output") else {}
 """Shows the preview again where the subject comes from the cache; ComfyUI 0.12 has no such flag."""
-NO_WORD = "'word' is empty. Enter the word of your prompt that names the person: man"
 
 
 class MoASubjectEncoder(io.ComfyNode):
@@ -77,7 +74,7 @@ class MoASubjectEncoder(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, word: str | None) -> bool | str:
-        return NO_WORD if word is not None and not word.strip() else True  # None: it comes from another node
+        return names_someone(word)
 
     @classmethod
     def execute(
@@ -89,9 +86,7 @@ class MoASubjectEncoder(io.ComfyNode):
         weight: float = 1.0,
         area: Tensor | None = None,
     ) -> io.NodeOutput:
-        word = word.strip()
-        if not word:
-            raise ValueError(f"Subject Encoder: {NO_WORD}")
+        word = own_word(word, "Subject Encoder")
         masks = reference_masks(image, mask)
         NodeText().say(doubts(image, mask, masks))
         progress = comfy.utils.ProgressBar(len(image))
@@ -110,15 +105,6 @@ class MoASubjectEncoder(io.ComfyNode):
                 f"Subject Encoder: the features of '{word}' hold NaN or infinite numbers. Either the picture does "
                 f"(connect another), or '{moa.name}' is damaged (download it again)"
             )
-        subject = Subject(feature, word, word, weight, _area(area), moa.encoder)
+        adapter = moa if isinstance(moa, LoadedIPAdapter) else None
+        subject = Subject(feature, word, word, weight, subject_area(area), moa.encoder, adapter)
         return io.NodeOutput(subject, ui=ui.PreviewImage(torch.stack(shown)))
-
-
-def _area(area: Tensor | None) -> Tensor | None:
-    """[M, H, W], or None for all of the picture."""
-    if area is None:
-        return None
-    if not bool((area > 0).any()):
-        logging.info("MoA: an all-black area counts as none; the person may appear anywhere.")
-        return None
-    return area[None] if area.ndim == 2 else area

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass
 
 import torch
+from comfy.model_patcher import ModelPatcher
 
-from ..moa_core.adapters.run import ImageCall, ImageRun
-from ..moa_core.learned.run import LearnedRun
-from ..moa_core.learned.unet_call import UNetCall
 from ..moa_core.routing.trace import Trace
+from ..moa_core.run import Call, Run
 from ..moa_core.subjects.subject import Subject
 from .bound_rows import MODEL_COND, Rows
-from .host_layers import host_attend, host_prior, with_patches
+from .host_layers import host_attend, host_prior, patched_options
 
 
 @dataclass
@@ -22,9 +22,12 @@ class SamplingRun:
     start_sigma: float
     end_sigma: float
     trace: Trace
-    moa: LearnedRun | ImageRun
+    moa: Run
     spans: list[tuple[float, float, list[Subject]]]
     """(from, to) in sigma of every positive prompt, and its subjects."""
+    model: ModelPatcher
+    call: Call | None = None
+    """The U-Net call that is being made, where MoA is at work in it."""
 
     def present(self, sigma: float) -> set[Subject]:
         """The subjects of the prompts at work at this noise level."""
@@ -40,22 +43,31 @@ class SamplingRun:
         """
         rows: Rows = kwargs.pop(MODEL_COND)
         sigma = float(transformer_options["sigmas"][0])
-        if not self.end_sigma <= sigma <= self.start_sigma:
+        if not self.moa.scouting and not self.end_sigma <= sigma <= self.start_sigma:
             return executor(x, timesteps, context, y, control, transformer_options, **kwargs)
         timestep = float(timesteps[0])  # before the U-Net is queued: afterwards it would wait for it
-
-        options = dict(transformer_options)
-        prior = host_prior(executor.class_obj)
-        call = self.moa.call(rows.rows, sigma, x, context, timesteps, prior, host_attend(options), self.present(sigma))
-        options["patches"] = with_patches(options.get("patches", {}), call)
-        out = executor(x, timesteps, context, y, control, options, **kwargs)
+        prior, attend = host_prior(executor.class_obj), host_attend(transformer_options)
+        call = self.moa.call(
+            rows.rows, sigma, x, context, timesteps, prior, attend, self.present(sigma), self._hooked_weights()
+        )
+        options = patched_options(transformer_options, call)
+        try:
+            self.call = call
+            out = executor(x, timesteps, context, y, control, options, **kwargs)
+        finally:
+            self.call = None
         if tuple(x.shape[-2:]) == self.trace.latent_shape:  # whole pictures, no areas of them
             record(self.trace, timestep, rows, len(transformer_options["cond_or_uncond"]), call)
         self.moa.finish(call, rows.rows, x)
         return out
 
+    def _hooked_weights(self) -> Hashable:
+        """What LoRA hooks with schedules make of the model's weights just now."""
+        hooks = self.model.model.current_patcher.current_hooks
+        return hooks and tuple((id(hook.hook_ref), hook.strength) for hook in hooks.hooks)
 
-def record(trace: Trace, timestep: float, rows: Rows, prompts: int, call: UNetCall | ImageCall) -> None:
+
+def record(trace: Trace, timestep: float, rows: Rows, prompts: int, call: Call) -> None:
     """Keep the shares of the rows under positive prompts; each prompt of a call has the same pictures."""
     pictures = len(rows.rows) // prompts
     for start in range(0, len(rows.rows), pictures):

@@ -18,7 +18,6 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -141,8 +140,7 @@ def patched(host, model, mixture, area: float, sparse: bool, shares: TrainedShar
 
     subject = host.module("moa_core.subjects.subject").Subject(torch.zeros(1, 64), "man", "man")
     clone = model.clone()
-    start_run = partial(host.module("moa_core.learned.run").LearnedRun, learned)
-    AreaHooks(start_run, [subject], 1.0, 0.0, 1.0, sparse).attach(clone, mixture)
+    AreaHooks([subject], sparse=sparse, learned=learned).attach(clone, mixture)
     return clone
 
 
@@ -161,19 +159,25 @@ def image_experts(host, model):
 
 def with_image_experts(host, model, adapter, area: float):
     """The model with image experts; the words' places are read, and then told to be that part of the picture."""
-    hooks, images = host.module("nodes.sampling_run"), host.module("moa_core.adapters.run")
-
-    class AreaRun(images.ImageRun):
-        def __init__(self, *run):
-            super().__init__(*run)
-            side = self.router.size[0]
-            there = square(side, area).float().expand(1, self.router.pictures, side, side)
-            self.router.last = lambda: there
-
     subject = host.module("moa_core.subjects.subject").Subject(torch.randn(1, adapter.model.feature_dim), "man", "man")
+    adapters = host.module("moa_core.adapters.run").Adapters({subject: adapter.model}, {})
     clone = model.clone()
-    hooks.MoAHooks(partial(AreaRun, adapter.model), [subject], 1.0, 0.0, 1.0, True).attach(clone, adapter)
+    told(host, [subject], adapters, lambda side: square(side, area)[None]).attach(clone, adapter)
     return clone
+
+
+def told(host, subjects: list, adapters, where: Callable[[int], torch.Tensor]):
+    """Hooks whose subjects' places are read as ever, and then told: where(side) is [S, side, side]."""
+
+    class ToldHooks(host.module("nodes.sampling_run").MoAHooks):
+        def _start(self, *args):
+            run = super()._start(*args)
+            router = run.moa.router
+            shares = where(router.size[0]).float()[:, None].expand(-1, router.pictures, -1, -1)
+            router.last = lambda: shares
+            return run
+
+    return ToldHooks(subjects, adapters=adapters)
 
 
 def telling(router, shares: TrainedShares, kind: Kind, area: float, seed: int) -> Callable:
@@ -281,8 +285,8 @@ class Watch:
         self._record(*args)
         synchronize()
         self.step.recording += time.perf_counter() - start
-        call = args[-1]
-        self.step.asked = call.asked / call.pixels
+        learned = args[-1].learned
+        self.step.asked = None if learned is None else learned.asked / learned.pixels
 
     def _watch_memory(self) -> None:
         if torch.cuda.is_available():

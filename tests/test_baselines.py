@@ -5,12 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from adapter_runs import image_run
 from safetensors import safe_open
 from toy_run import config
 
 from moa_core.adapters.ip_adapter_file import load_ip_adapter
-from moa_core.adapters.run import ImageRun
 from moa_core.learned.unet_call import BoundTokens
+from moa_core.routing.word_router import SCOUTED
 from moa_core.subjects.binding import Binding
 from moa_core.subjects.rows import Row
 from moa_core.subjects.subject import Subject
@@ -133,7 +134,7 @@ def test_the_ip_adapter_is_written_as_its_files_are_and_adds_the_same_where_a_pe
         adapter.mixture.negative = adapter.projector(torch.zeros_like(setting.features[:1]))[0]
     subject = Subject(tokens.flatten(1), "man", "man", area=torch.ones(1, 16, 16))
     blocks = setting.moa.config.blocks
-    run = ImageRun(adapter.mixture.double(), [subject], 1, (16, 16), [700.0], 1.0, blocks, True)
+    run = image_run(adapter.mixture.double(), [subject], blocks, levels=[700.0])
     rows = [Row(View(0), (Binding(3, subject),), 77, True), Row(View(0), (), 77, False)]
     unet = setting.model.unet
     with torch.no_grad():
@@ -165,7 +166,8 @@ def test_the_evidence_holds_every_row_and_trains_none_twice(toy, tmp_path, monke
     for name, row in result["rows"].items():
         assert row.keys() == HEADINGS.keys() and f"| {name} |" in report(result)
         assert all(estimate is None or estimate[1] <= estimate[0] <= estimate[2] for estimate in row.values())
-        calls = 3 if name == "MoA, three-term guidance" else 2  # no MoA acts on the first of two steps
+        calls = 2 + (name == "MoA, three-term guidance")  # no MoA acts on the first of two steps
+        calls += SCOUTED * (name == ROUTED)
         assert row["calls"][0] == calls
     assert report(result).count("| identity at least 0.9 of the unrouted |") == 1
     assert "**Not trained" not in report(result) and report(result).count("| ahead of both baselines on the mean") == 1

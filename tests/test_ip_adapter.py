@@ -5,6 +5,7 @@ import dataclasses
 
 import pytest
 import torch
+from adapter_runs import image_run
 from diffusers import UNet2DConditionModel
 from ip_adapter_files import random_file
 from safetensors.torch import save_file
@@ -12,8 +13,8 @@ from sdxl import TINY, added_conditions, sdxl_unet
 
 from moa_core.adapters.image_expert import file_order
 from moa_core.adapters.ip_adapter_file import IPAdapterFileError, load_ip_adapter
-from moa_core.adapters.run import ImageRun
 from moa_core.address import Address, block_shapes
+from moa_core.attention import attend
 from moa_core.files.file_error import LONGEST_SENTENCE
 from moa_core.subjects.binding import Binding
 from moa_core.subjects.rows import Row
@@ -99,9 +100,9 @@ def check_parity(tmp_path, unet, kind: str, strength: float) -> None:
     adapter.mixture.negative = adapter.projector(nobody)[0]
     person = Subject(adapter.projector(picture).flatten(1), "man", "man", area=torch.ones(1, 16, 16))
     rows = [Row(View(0), (Binding(3, person),), 77, True), Row(View(0), (), 77, False)]
-    run = ImageRun(adapter.mixture, [person], 1, (16, 16), [500.0], strength, blocks, True)
+    run = image_run(adapter.mixture, [person], blocks, strength)
     call = run.call(rows, 500.0, latents, context, timestep, prior_of(unet))
-    ours = MoAUNet(unet, adapter.mixture).run(latents, timestep, context, call, added_cond_kwargs=added)
+    ours = MoAUNet(unet, None).run(latents, timestep, context, call, added_cond_kwargs=added)
 
     effect = (expected - prior).abs().max()
     difference = ((ours - expected).abs().max() / effect).item()
@@ -124,36 +125,19 @@ def test_several_people_are_each_themselves_where_they_are_and_elsewhere_is_the_
         for n, (weight, area) in enumerate([(1.0, left), (0.5, right)])
     ]
     rows = [Row(View(0), tuple(Binding(n + 3, p) for n, p in enumerate(people)), 77, True)]
-    run = ImageRun(adapter.mixture, people, 1, (16, 16), [500.0], 1.0, blocks, True)
+    run = image_run(adapter.mixture, people, blocks)
     random = torch.Generator().manual_seed(2)
     h, prior = (torch.randn(1, 256, blocks[address].dim, generator=random) for _ in range(2))
     latents, context = torch.zeros(1, 4, 16, 16), torch.randn(1, 77, DIM, generator=random)
     call = run.call(rows, 500.0, latents, context, torch.tensor([500.0]), prior_of(unet))
     mixed = call.mix(address, "attn2", h, prior, (16, 16)).unflatten(1, (16, 16))
     at = prior.unflatten(1, (16, 16))
-    expert, projections = run.layers[address], prior_of(unet)(address)
-    keys_values = [expert.keys_values(tokens[n][None], projections.heads) for n in range(2)]
-    alone = [at + expert(h, keys_values[n], projections).unflatten(1, (16, 16)) for n in range(2)]
+    expert, own = adapter.mixture.layers[0], prior_of(unet)(address)
+    seen = [attend(own.to_q(h), *expert.keys_values(tokens[n][None]), own.heads) for n in range(2)]
+    alone = [at + own.out(each).unflatten(1, (16, 16)) for each in seen]
     torch.testing.assert_close(mixed[:, :, :5], alone[0][:, :, :5])
     torch.testing.assert_close(mixed[:, :, 11:], torch.lerp(at, alone[1], 0.5)[:, :, 11:])
-    assert torch.equal(mixed[:, :, 5:11], at[:, :, 5:11]) and call.asked == 160
-
-
-def test_rounding_does_not_decide_whose_a_pixel_is_that_two_people_have_half_of(tmp_path, unet):
-    blocks = block_shapes(unet.state_dict())
-    adapter = load_ip_adapter(written(tmp_path, random_file("base", [blocks[a] for a in file_order(blocks)], DIM)))
-    tokens = adapter.projector(pictures("base", 2)).flatten(1)
-    masks = []
-    for more, less in ((1e-6, 0.0), (0.0, 1e-6)):
-        upper, lower = torch.zeros(1, 16, 16), torch.zeros(1, 16, 16)
-        upper[:, 8], lower[:, 9] = 0.5 + more, 0.5 + less  # of a row of pixels in layers half as large
-        people = [Subject(t[None], "man", "man", area=area) for t, area in zip(tokens, (upper, lower), strict=True)]
-        row = Row(View(0), tuple(Binding(n + 3, p) for n, p in enumerate(people)), 77, True)
-        run = ImageRun(adapter.mixture, people, 1, (16, 16), [500.0], 1.0, blocks, True)
-        context, timestep = torch.zeros(1, 77, DIM), torch.tensor([500.0])
-        call = run.call([row], 500.0, torch.zeros(1, 4, 16, 16), context, timestep, prior_of(unet))
-        masks.append(call.people.at((8, 8))[0].mask)
-    assert torch.equal(*masks) and masks[0].any()
+    torch.testing.assert_close(mixed[:, :, 5:11], at[:, :, 5:11])
 
 
 @pytest.mark.parametrize(

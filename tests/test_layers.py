@@ -16,7 +16,7 @@ MAY_IMPORT = {
 """Each package of the pack, and which others it may use."""
 ROOMS = ("host", "data", "finetune", "evaluation", "toy")
 """The libraries of training/, from the lowest up: none imports one above it."""
-CORE = (("address", "attention", "files"), ("subjects",), ("routing",), ("adapters", "learned"))
+CORE = (("address", "attention", "files"), ("subjects",), ("routing",), ("adapters", "learned"), ("run",))
 """The rooms of moa_core/ by floor, from the lowest up: none imports one above it or beside it."""
 HOSTS = {"comfy": "nodes", "comfy_api": "nodes", "folder_paths": "nodes"} | {
     "diffusers": "training",

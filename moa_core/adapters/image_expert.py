@@ -1,7 +1,7 @@
 """The image expert: the attention to image tokens of an IP-Adapter (Ye et al., 2023), beside the prior's own to text.
 
 It asks with the prior's own query and answers through the prior's own output projection; only keys and values are its
-own. So it adds to the prior instead of standing in for it: mixed = prior + strength * share * delta.
+own. So it adds to the prior instead of standing in for it.
 """
 
 from __future__ import annotations
@@ -13,10 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..address import Address, BlockShape
-from ..attention import PriorAttention, attend_per_head, per_head
 
-KeysValues = tuple[Tensor, Tensor]
-"""Both [B, heads, T, C / heads]."""
 _KINDS = ("input", "output", "middle")
 
 
@@ -29,17 +26,9 @@ class ImageExpert(nn.Module):
         self.to_k = operations.Linear(context_dim, dim, bias=False, **factory)
         self.to_v = operations.Linear(context_dim, dim, bias=False, **factory)
 
-    def keys_values(self, tokens: Tensor, heads: int) -> KeysValues:
-        """Of tokens [B, T, D]: they are the same in every step."""
-        return per_head(self.to_k(tokens), heads), per_head(self.to_v(tokens), heads)
-
-    def forward(self, h: Tensor, keys_values: KeysValues, prior: PriorAttention, mask: Tensor | None = None) -> Tensor:
-        """delta [B, K, C] of pixels h [B, K, C] that attend to T tokens.
-
-        mask: bool [B, K, T], which tokens a pixel may see; None is all of them.
-        """
-        seen = None if mask is None else mask[:, None]
-        return prior.out(attend_per_head(prior.to_q(h), *keys_values, seen))
+    def keys_values(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Of tokens [B, T, D], both [B, T, C]."""
+        return self.to_k(tokens), self.to_v(tokens)
 
 
 def file_order(blocks: Mapping[Address, BlockShape]) -> list[Address]:

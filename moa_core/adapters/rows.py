@@ -1,99 +1,161 @@
-"""Whose image tokens the rows of a U-Net call attend to, and where."""
+"""Where the adapters act in the rows of a U-Net call, and what they ask there; both by the subjects' numbers."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..attention import PriorAttention
+from ..subjects.rows import Row
 from ..subjects.subject import Subject
-from .image_expert import ImageExpert, KeysValues
+from .deltas import Amounts, Deltas
+from .image_expert import ImageExpert, ImageMixture
 
-EVEN = 1e-4
-"""Shares of a pixel that differ by less are equal."""
-
-RowSubjects = tuple[int, tuple[Subject, ...]]
-"""A row's picture, and the subjects whose tokens it has."""
-NOBODY: RowSubjects = (-1, ())
-"""A row under a negative prompt: it has the tokens of a picture that shows nobody."""
+KeysValues = tuple[Tensor, Tensor]
+"""Both [B * S, T, C]."""
 
 
-class RowsTokens:
-    """The image tokens of a U-Net call's rows, and what the experts make of them: the same in all steps."""
+class RowsShares:
+    """Every subject's share in the rows of one U-Net call, at the size of any layer."""
 
-    def __init__(self, tokens: Tensor):
-        """tokens: [B, S * n, D] on the device; 0 for rows with fewer than S people."""
-        self.tokens = tokens
-        self._keys_values: dict[ImageExpert, KeysValues] = {}
-
-    @classmethod
-    def of(cls, rows: Sequence[RowSubjects], negative: Tensor, like: Tensor) -> RowsTokens:
-        """negative: what NOBODY has, [n, D]; like: of the layers' type."""
-        most = max(1, *(len(subjects) for _, subjects in rows))
-        tokens = torch.zeros(len(rows), most, *negative.shape)
-        for number, row in enumerate(rows):
-            if row == NOBODY:
-                tokens[number, 0] = negative
-            picture, subjects = row
-            for place, subject in enumerate(subjects):
-                tokens[number, place] = subject.feature(picture).view_as(negative)
-        return cls(tokens.flatten(1, 2).to(like))
-
-    def of_expert(self, expert: ImageExpert, heads: int) -> KeysValues:
-        if expert not in self._keys_values:
-            self._keys_values[expert] = expert.keys_values(self.tokens, heads)
-        return self._keys_values[expert]
-
-
-@dataclass(frozen=True)
-class PersonPixels:
-    """Those of a layer's pixels that ask the expert; rows with fewer than K are filled up with others."""
-
-    index: Tensor | None
-    """[B, K, 1]; None: all of them, in order."""
-    amount: Tensor
-    """[B, K, 1]: how much of delta each gets, after strength; 0 for what fills up."""
-    mask: Tensor | None
-    """bool [B, K, S * n]: the tokens of the one person a pixel belongs to; None where rows have one person each."""
-
-
-class RowsPeople:
-    """Who is where in the rows of one U-Net call; a negative row has one, whose picture shows nobody."""
-
-    def __init__(self, amounts: Tensor, strength: float, tokens: int, like: Tensor):
-        """amounts: [B, S, h, w] on the CPU, before strength; tokens: of one person; like: of the layers' type."""
-        self.amounts, self.strength, self.tokens = amounts, strength, tokens
+    def __init__(self, shares: Tensor, parts: Tensor, owners: Sequence[int], like: Tensor):
+        """shares: [B, S, h, w] on the CPU; parts: [B, P], how much of each part a row's picture has where its owner's
+        share is 1; owners: the number of each part's subject; like: of the layers' type.
+        """
+        self.shares, self._parts, self._owners = shares, parts, list(owners)
+        self.rows, self.anyone = len(shares), bool(shares.any())
         self._like = like.new_empty(0)
-        self._sized: dict[tuple[int, int], tuple[PersonPixels | None, Tensor]] = {}
+        self._sized: dict[tuple[int, int], SizedShares] = {}
 
-    def at(self, size: tuple[int, int]) -> tuple[PersonPixels | None, Tensor]:
-        """The pixels of a layer of (h, w) that ask the expert, None where none does, and all shares [B, h, w]."""
+    def at(self, size: tuple[int, int]) -> SizedShares:
         if size not in self._sized:
-            self._sized[size] = self._at(size)
+            shown = F.interpolate(self.shares, size, mode="area")  # [B, S, h, w]
+            amounts = Amounts((shown[:, self._owners] * self._parts[..., None, None]).to(self._like))
+            self._sized[size] = SizedShares(shown.to(self._like), amounts)
         return self._sized[size]
 
-    def _at(self, size: tuple[int, int]) -> tuple[PersonPixels | None, Tensor]:
-        device, people = self._like.device, self.amounts.shape[1]
-        shown = F.interpolate(self.amounts, size, mode="area").flatten(2)  # [B, S, N]
-        amount = shown.sum(dim=1)  # [B, N]
-        # Where two people have equal parts of a pixel the first has it, whatever the rounding.
-        person = (shown > shown.amax(dim=1, keepdim=True) - EVEN).int().argmax(dim=1)  # [B, N]
-        amount = self.strength * amount
-        asks = (amount > 0).float()
-        most = int(asks.sum(dim=1).max())
-        share = amount.clamp(0.0, 1.0).unflatten(1, size).to(device)
-        if most == 0:
-            return None, share
-        index = None
-        if most < amount.shape[1]:
-            index = asks.argsort(dim=1, descending=True, stable=True)[:, :most]
-            amount, person = amount.gather(1, index), person.gather(1, index)
-            index = index[..., None].to(device)
-        mask = None
-        if people > 1:
-            owner = torch.arange(people).repeat_interleave(self.tokens)  # [S * n]
-            mask = (person[..., None] == owner).to(device)
-        return PersonPixels(index, amount[..., None].to(self._like), mask), share
+
+class SizedShares:
+    """The same for the layers of one size."""
+
+    def __init__(self, shares: Tensor, amounts: Amounts):
+        """shares: [B, S, h, w] on the device."""
+        self.shares, self.amounts = shares, amounts
+        self.all = shares.sum(dim=1).clamp(max=1.0)
+        """[B, h, w]: what belongs to any of the subjects."""
+        self._of: dict[tuple, Tensor] = {}
+
+    def of(self, ask: Ask) -> Tensor:
+        """How much of the ask's answers each pixel gets, [B, N, S] of its subjects."""
+        key = id(ask)
+        if key not in self._of:
+            picked = self.shares[:, ask.numbers].flatten(2).mT * ask.amount.to(self.shares)[:, None]
+            self._of[key] = picked.contiguous()
+        return self._of[key]
+
+
+class Ask:
+    """What S subjects of a call's rows ask in cross-attention beside the prompt: the same in all steps."""
+
+    instead = False
+    """Whether the answer stands in the place of the prompt's, or is added to it."""
+
+    def __init__(self, numbers: Sequence[int], amount: Tensor):
+        """numbers: of the subjects; amount: [B, S], how much of the answer a row has where the share is 1."""
+        self.numbers, self.amount = list(numbers), amount
+        self._kept: dict[str, KeysValues] = {}
+
+    def keys_values(self, prior: PriorAttention) -> KeysValues:
+        """Row by row, and in each subject by subject."""
+        if prior.name not in self._kept:
+            self._kept[prior.name] = self._make(prior)
+        return self._kept[prior.name]
+
+    def _make(self, prior: PriorAttention) -> KeysValues:
+        raise NotImplementedError
+
+
+class ImageAsk(Ask):
+    """Image tokens of an IP-Adapter's subjects; rows under a negative prompt have those of a picture of nobody."""
+
+    def __init__(
+        self,
+        mixture: ImageMixture,
+        layers: Mapping[str, ImageExpert],
+        subjects: Mapping[int, Subject],
+        rows: Sequence[Row],
+        strength: float,
+        like: Tensor,
+    ):
+        """layers: the mixture's by the prior's names of its attentions; subjects: by number."""
+        weights = torch.tensor([[subject.weight * strength for subject in subjects.values()]])
+        super().__init__(list(subjects), weights.expand(len(rows), -1))
+        self.layers = layers
+        tokens = [
+            subject.feature(row.view.picture).view_as(mixture.negative) if row.positive else mixture.negative
+            for row in rows
+            for subject in subjects.values()
+        ]
+        self.tokens = torch.stack(tokens).to(like)  # [B * S, n, D]
+
+    def _make(self, prior: PriorAttention) -> KeysValues:
+        return self.layers[prior.name].keys_values(self.tokens)
+
+
+class TextAsk(Ask):
+    """The own texts of subjects with deltas, read by the prior's layers with those deltas: in the prompt's place.
+
+    A subject without a text of its own, and rows under a negative prompt, have the row's.
+    """
+
+    instead = True
+
+    def __init__(
+        self,
+        deltas: Deltas,
+        numbers: Sequence[int],
+        parts: Sequence[Sequence[int]],
+        subjects: Sequence[Subject],
+        rows: Sequence[Row],
+        context: Tensor,
+        amounts: Tensor,
+        strength: float,
+    ):
+        """numbers, parts (of deltas): of the subjects; context: [B, T, D]; amounts: [B, P] of all parts."""
+        super().__init__(numbers, torch.full((len(rows), len(subjects)), min(1.0, strength)))
+        self.deltas = deltas
+        texts, own = [], torch.zeros(len(rows), len(subjects), deltas.parts)  # [B, S, P]
+        for row, text, amount, of_row in zip(rows, context, amounts, own, strict=True):
+            for subject, its_parts, of_subject in zip(subjects, parts, of_row, strict=True):
+                of_subject[its_parts] = amount[its_parts]
+                texts.append(_own_text(row, subject, text))
+        length = math.lcm(*map(len, texts))
+        self.texts = torch.stack([_repeated(text, length) for text in texts])  # [B * S, L, D]
+        self.amounts = Amounts(own.flatten(0, 1)[..., None].to(context))  # [B * S, P, 1]
+
+    def _make(self, prior: PriorAttention) -> KeysValues:
+        keys_values = []
+        for name, projection in (("to_k", prior.to_k), ("to_v", prior.to_v)):
+            out, changed = projection(self.texts), self.deltas.of(f"{prior.name}.{name}")
+            keys_values.append(out if changed is None else changed(self.texts, out, self.amounts))
+        return tuple(keys_values)
+
+
+def _own_text(row: Row, subject: Subject, text: Tensor) -> Tensor:
+    """What the subject's adapter reads in a row whose prompt is text [T, D]; of several files' the mean, weighted."""
+    known = next((own.texts for own in row.own_texts if own.subject is subject), None)
+    if known is None or not row.positive or all(own is None for own in known):
+        return text
+    texts = [text if own is None else own[0].to(text) for own in known]
+    length, amounts = math.lcm(*map(len, texts)), subject.feature(row.view.picture)
+    weights = (amounts / amounts.sum().clamp(min=1e-6)).to(text)
+    return sum(weight * _repeated(each, length) for weight, each in zip(weights, texts, strict=True))
+
+
+def _repeated(text: Tensor, length: int) -> Tensor:
+    """[T, D] -> [length, D], over and over: attention to it is the same."""
+    return text.repeat(length // len(text), 1)

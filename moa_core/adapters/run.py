@@ -1,153 +1,169 @@
-"""All image experts of an IP-Adapter, and their work in one sampling run: the second kind of MoA."""
+"""The adapters of several subjects at work in one sampling run, whatever kind each of them is."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ..address import Address, BlockShape
 from ..attention import Attend, Prior
-from ..routing.word_router import WordReader, WordRouter, read_blocks
+from ..routing.word_router import WordRouter
 from ..subjects.rows import Row
 from ..subjects.subject import Subject
+from .deltas import Deltas
 from .image_expert import ImageMixture, file_order
-from .rows import NOBODY, RowsPeople, RowsTokens, RowSubjects
+from .rows import Ask, ImageAsk, RowsShares, TextAsk
 
 ROWS_KEPT = 16
-"""Of so many calls' rows tokens are kept: a host may show pictures in parts, and a film in ever new windows."""
+"""Of so many calls' rows the asks are kept: a host may show pictures in parts, and a film in ever new windows."""
 
 
-class ImageRun:
-    """One sampling run with image experts; used as LearnedRun is."""
+@dataclass(frozen=True, eq=False)
+class Adapters:
+    """What makes subjects appear beside a prior without any training here."""
 
-    def __init__(
-        self,
-        mixture: ImageMixture,
-        subjects: Sequence[Subject],
-        pictures: int,
-        size: tuple[int, int],
-        levels: Sequence[float],
-        strength: float,
-        blocks: Mapping[Address, BlockShape],
-        sparse: bool,
-    ):
-        """Of `pictures` latents (h, w); levels: the noise level of every step with MoA at work.
+    images: Mapping[Subject, ImageMixture]
+    """Those that appear by image tokens: their features."""
+    parts: Mapping[Subject, Sequence[int]]
+    """Those that appear by deltas, and the numbers of their parts; their features say how much of each."""
+    deltas: Deltas | None = None
 
-        subjects: those that any positive prompt carries. sparse makes no difference: a pixel's share is known before
-        its layer, and only pixels with a share are computed.
-        """
-        self.mixture, self.strength = mixture, strength
-        self.router = WordRouter(subjects, pictures, size, levels)
-        self.layers = dict(zip(file_order(blocks), mixture.layers, strict=True))
-        self.read = frozenset(read_blocks(blocks))
+    @property
+    def subjects(self) -> set[Subject]:
+        return {*self.images, *self.parts}
+
+
+class AdapterRun:
+    """One sampling run with adapters; the word router says where each acts."""
+
+    def __init__(self, adapters: Adapters, router: WordRouter, strength: float, blocks: Mapping[Address, BlockShape]):
+        self.adapters, self.router, self.strength = adapters, router, strength
+        known = adapters.subjects
+        self.numbers = {subject: n for n, subject in enumerate(s for s in router.subjects if s in known)}
+        self._order = file_order(blocks)
+        self._content: dict[tuple, RowsContent] = {}
         self._shares: Tensor | None = None
-        self._tokens: dict[tuple, RowsTokens] = {}
-        self._people: dict[tuple, RowsPeople] = {}
+        self._shown: dict[tuple, RowsShares] = {}
 
     def call(
         self,
         rows: Sequence[Row],
-        level: float,
+        shares: Tensor,
         latents: Tensor,
         context: Tensor,
-        timestep: Tensor,
         prior: Prior,
-        attend: Attend | None = None,
-        present: Collection[Subject] | None = None,
-    ) -> ImageCall:
-        """A U-Net call with latents [B, C, h, w], context [B, T, D] and timestep [B] at this noise level.
+        present: Collection[Subject],
+        weights: Hashable = None,
+    ) -> AdapterCall:
+        """A U-Net call with latents [B, C, h, w] and context [B, T, D], where each subject has its shares [S, P, h, w].
 
-        present: subjects of the prompts that are at work at this level; None is all. Negative rows stand opposite
-        them. attend is not asked: image tokens are few, and people are told apart by a mask.
-        Waits for the device when the level is a new one, and never afterwards.
+        present: subjects of the prompts that are at work at this level; negative rows stand opposite them.
+        weights: tells what the host has done to the prior's weights in this call, where that changes in a run.
         """
-        shares = self.router.at(level)
         if shares is not self._shares:
             self._shares = shares
-            self._people.clear()
-        there = frozenset(self.router.subjects if present is None else present)
-        people = tuple(self._shown(row) for row in rows)
-        if people not in self._tokens:
-            if len(self._tokens) == ROWS_KEPT:
-                self._tokens.clear()
-            self._tokens[people] = RowsTokens.of(people, self.mixture.negative, latents)
-        key = (tuple(rows), latents.shape, there)
-        if key not in self._people:
-            amounts = self._amounts(rows, people, shares, there, latents)
-            self._people[key] = RowsPeople(amounts, self.strength, self.mixture.tokens, latents)
-        words = WordReader(self.router, self.read, rows, context, prior)
-        return ImageCall(self, self._people[key], self._tokens[people], words, prior)
+            self._shown.clear()
+        rows, there = tuple(rows), frozenset(present)
+        key = (rows, context.shape, weights)
+        if key not in self._content:
+            if len(self._content) == ROWS_KEPT:
+                self._content.clear()
+                self._shown.clear()
+            self._content[key] = self._content_of(rows, context, prior)
+        content = self._content[key]
+        shown = (key, latents.shape, there)
+        if shown not in self._shown:
+            where = self._shares_of(rows, shares, there, latents)
+            self._shown[shown] = RowsShares(where, content.parts, self._owners(), latents)
+        return AdapterCall(self, self._shown[shown], content, prior)
 
-    def finish(self, call: ImageCall, rows: Sequence[Row], latents: Tensor) -> None:
-        """Note where the call's words were."""
-        call.words.note(latents)
+    def _content_of(self, rows: Sequence[Row], context: Tensor, prior: Prior) -> RowsContent:
+        deltas, asks = self.adapters.deltas, []
+        amounts = torch.zeros(len(rows), 0 if deltas is None else deltas.parts)  # [B, P]
+        changed = [subject for subject in self.numbers if subject in self.adapters.parts]
+        for subject in changed:
+            for row, amount in zip(rows, amounts, strict=True):
+                amount[self.adapters.parts[subject]] = subject.feature(row.view.picture) * self.strength
+        if changed:
+            parts = [self.adapters.parts[subject] for subject in changed]
+            numbers = [self.numbers[subject] for subject in changed]
+            asks.append(TextAsk(deltas, numbers, parts, changed, rows, context, amounts, self.strength))
+        for mixture in dict.fromkeys(self.adapters.images[s] for s in self.numbers if s in self.adapters.images):
+            layers = {prior(a).name: layer for a, layer in zip(self._order, mixture.layers, strict=True)}
+            people = {n: s for s, n in self.numbers.items() if self.adapters.images.get(s) is mixture}
+            asks.append(ImageAsk(mixture, layers, people, rows, self.strength, context))
+        return RowsContent(asks, amounts)
 
-    def subject_shares(self) -> Tensor:
-        """Every subject's share of every picture [S, P, h, w], as all steps of the run that is over show it."""
-        self.router.finish()
-        return self.router.last()
+    def _owners(self) -> list[int]:
+        """The number of each part's subject; of those that are not at work in this run any."""
+        owners = [0] * (0 if self.adapters.deltas is None else self.adapters.deltas.parts)
+        for subject, number in self.numbers.items():
+            for part in self.adapters.parts.get(subject, ()):
+                owners[part] = number
+        return owners
 
-    def _shown(self, row: Row) -> RowSubjects:
-        """Those that the router does not know come from a prompt that was encoded for others, and are nowhere."""
-        if not row.positive:
-            return NOBODY
-        return row.view.picture, tuple(s for s in row.subjects if self.router.number(s) is not None)
-
-    def _amounts(
-        self,
-        rows: Sequence[Row],
-        people: Sequence[RowSubjects],
-        shares: Tensor,
-        present: Collection[Subject],
-        latents: Tensor,
-    ) -> Tensor:
-        """How much of every subject each pixel of the rows gets, before strength: weight times share, [B, S, h, w].
-
-        shares: [S, P, h, w]; present: the subjects that negative rows, which have one place, stand opposite to.
-        """
-        weight = torch.tensor([s.weight if s in present else 0.0 for s in self.router.subjects]).view(-1, 1, 1)
-        most = max(1, *(len(subjects) for _, subjects in people))
-        amounts = torch.zeros(len(rows), most, *latents.shape[2:])
-        for number, (row, (_, subjects)) in enumerate(zip(rows, people, strict=True)):
+    def _shares_of(self, rows: Sequence[Row], shares: Tensor, present: Collection[Subject], latents: Tensor) -> Tensor:
+        """[B, S, h, w] of the subjects with adapters: in a row those that it carries, in a negative one all present."""
+        shown = torch.zeros(len(rows), len(self.numbers), *latents.shape[2:])
+        for row, of_row in zip(rows, shown, strict=True):
             if row.view.picture >= self.router.pictures or not row.view.fits(self.router.size, latents):
                 continue  # nothing is known of where this is
-            shown = shares[(slice(None), *row.view.within(self.router.size))] * weight  # [S, h, w]
-            if not row.positive:
-                amounts[number, 0] = shown.sum(dim=0)
-            for place, subject in enumerate(subjects):
-                amounts[number, place] = shown[self.router.number(subject)]
-        return amounts
+            where = shares[(slice(None), *row.view.within(self.router.size))]  # [all subjects, h, w]
+            there = row.subjects if row.positive else present
+            for subject in self.numbers.keys() & set(there):
+                of_row[self.numbers[subject]] = where[self.router.number(subject)]
+        return shown
 
 
-class ImageCall:
+@dataclass(frozen=True)
+class RowsContent:
+    """What the rows of a call carry, the same in all steps."""
+
+    asks: list[Ask]
+    parts: Tensor
+    """[B, P]: how much of each part of the deltas."""
+
+
+class AdapterCall:
     """One U-Net call."""
 
-    def __init__(self, run: ImageRun, people: RowsPeople, tokens: RowsTokens, words: WordReader, prior: Prior):
-        self.run, self.people, self.tokens, self.words, self.prior = run, people, tokens, words, prior
-        self.shares: dict[tuple[Address, str], Tensor] = {}
-        """The expert's share [B, h, w] of every cross-attention met so far."""
-        self.pixels, self.asked = 0, 0
-        """Pixels of all layers met so far, and those of them that went through the expert."""
+    def __init__(self, run: AdapterRun, where: RowsShares, content: RowsContent, prior: Prior):
+        self.where, self.prior, self.deltas, self.strength = where, prior, run.adapters.deltas, run.strength
+        self.asks = content.asks if where.anyone else []
 
-    def mix(self, address: Address, attention: str, h: Tensor, prior: Tensor, size: tuple[int, int]) -> Tensor:
-        """h: what entered the attention; prior: what the host made of it; both [B, N, C]. Returns the mixture.
+    def share(self, size: tuple[int, int]) -> Tensor:
+        """[B, h, w]: how much of each pixel of a layer of (h, w) the subjects have."""
+        return self.where.at(size).all
 
-        size: the layer's (height, width). Self-attention is the prior's.
+    def effect(self, size: tuple[int, int]) -> Tensor:
+        """The same after strength, for the trace."""
+        return (self.share(size) * self.strength).clamp(max=1.0)
+
+    def changed(self, name: str, x: Tensor, out: Tensor, size: tuple[int, int]) -> Tensor:
+        """out, what the prior's layer of that name made of x, with every subject's delta where it is.
+
+        [B, N, C] with N = h w, or [B, C, h, w]; size: (h, w) of the output.
         """
-        if attention == "attn1":
-            return prior
-        self.words.read(address, h, size)
-        pixels, self.shares[address, attention] = self.people.at(size)
-        self.pixels += prior.shape[0] * prior.shape[1]
-        if pixels is None:
-            return prior
-        self.asked += pixels.amount.numel()
-        expert, projections = self.run.layers[address], self.prior(address)
-        keys_values = self.tokens.of_expert(expert, projections.heads)
-        if pixels.index is None:
-            return torch.addcmul(prior, expert(h, keys_values, projections, pixels.mask), pixels.amount)
-        index = pixels.index.expand(-1, -1, h.shape[-1])  # [B, K, C]
-        delta = expert(h.gather(1, index), keys_values, projections, pixels.mask)
-        return prior.scatter_add(1, index, delta * pixels.amount)
+        layer = self.deltas.of(name) if self.where.anyone and len(x) == self.where.rows else None
+        return out if layer is None else layer(x, out, self.where.at(size).amounts)
+
+    def attended(self, address: Address, q: Tensor, prompt: Tensor, size: tuple[int, int], attend: Attend) -> Tensor:
+        """What the pixels see in cross-attention, before its output projection, [B, N, C].
+
+        q: the prior's queries [B, N, C]; prompt: what they see of the prompt; size: (h, w) of the layer.
+        """
+        seen = prompt
+        for ask in self.asks:
+            keys, values = ask.keys_values(self.prior(address))
+            amount, subjects = self.where.at(size).of(ask), len(ask.numbers)  # [B, N, S]
+            asked = q if subjects == 1 else q.repeat_interleave(subjects, dim=0)
+            answers = attend(asked, keys, values, self.prior(address).heads)  # [B * S, N, C]
+            if subjects == 1:
+                seen = torch.lerp(seen, answers, amount) if ask.instead else torch.addcmul(seen, answers, amount)
+                continue
+            added = torch.einsum("bsnc,bns->bnc", answers.unflatten(0, (-1, subjects)), amount)
+            seen = seen * (1 - amount.sum(dim=-1, keepdim=True)) + added if ask.instead else seen + added
+        return seen

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from ..attention import Attend, attend, per_head
+from ..attention import Attend, attend, attention_map
 
 
 class Expert(nn.Module):
@@ -33,7 +32,4 @@ class Expert(nn.Module):
 
         Costs the whole map; the object loss (eq. 12) needs it, sampling does not.
         """
-        q, k = self.to_q(h), self.to_k(context)
-        q, k = (per_head(x, self.heads) for x in (q, k))
-        scores = torch.einsum("bhnd,bhtd->bhnt", q, k) * q.shape[-1] ** -0.5
-        return scores.softmax(dim=-1).mean(dim=1)
+        return attention_map(self.to_q(h), self.to_k(context), self.heads)

@@ -40,12 +40,22 @@ class MoALayer(nn.Module):
         self.router = Router(dim, router_hidden, operations, **factory)
 
     def dense(
-        self, h: Tensor, prior: Tensor, context: Tensor | None = None, strength: float = 1.0, attend: Attend = attend
+        self,
+        h: Tensor,
+        prior: Tensor,
+        context: Tensor | None = None,
+        strength: float = 1.0,
+        attend: Attend = attend,
+        left: Tensor | None = None,
     ) -> Mixed:
-        """Every pixel through the expert. context [B, T, D]; None for self-attention. attend: the host's attention."""
-        share = self._share(h, strength)
+        """Every pixel through the expert. context [B, T, D]; None for self-attention. attend: the host's attention.
+
+        left: how much of each pixel there is to have, [B, N]; None: all.
+        """
+        wanted = self._share(h, strength)
+        share = wanted if left is None else wanted * left.to(wanted)
         expert = self.expert(h, h if context is None else context, attend)
-        return Mixed(torch.lerp(prior, expert, share[..., None].to(prior)), share, share)
+        return Mixed(torch.lerp(prior, expert, share[..., None].to(prior)), share, wanted)
 
     def sparse(
         self,
@@ -55,12 +65,14 @@ class MoALayer(nn.Module):
         context: Tensor | None = None,
         strength: float = 1.0,
         attend: Attend = attend,
+        left: Tensor | None = None,
     ) -> Mixed:
         """Only these pixels ask the expert, all of them answer; everywhere else the prior's output stands."""
         wanted = self._share(h, strength)
         if pixels.index.shape[1] == 0:
             return Mixed(prior, torch.zeros_like(wanted), wanted)
-        share = wanted.gather(1, pixels.index) * pixels.inside.to(wanted)  # [B, K]
+        have = wanted if left is None else wanted * left.to(wanted)
+        share = have.gather(1, pixels.index) * pixels.inside.to(wanted)  # [B, K]
         index = pixels.index[..., None].expand(-1, -1, h.shape[-1])  # [B, K, C]
         expert = self.expert(h.gather(1, index), h if context is None else context, attend)
         mixed = torch.lerp(prior.gather(1, index), expert, share[..., None].to(prior))

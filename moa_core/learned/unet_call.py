@@ -5,7 +5,7 @@ Both hosts have one of these made per call and send every attention layer throug
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -16,7 +16,6 @@ from torch import Tensor
 from ..address import Address
 from ..attention import Attend, attend
 from ..routing.subject_area import RowsArea
-from ..routing.word_router import WordReader
 from ..subjects.rows import Row
 from .moa import Mixture
 
@@ -48,6 +47,7 @@ class BoundTokens:
             (number, position, subject)
             for number, row in enumerate(rows)
             for position, subject in row.places(context.shape[1])
+            if subject.adapter is None
         ]
         tokens = cls.stack([(n, position, s.feature(rows[n].view.picture)) for n, position, s in placed])
         if tokens is not None:
@@ -64,6 +64,9 @@ class UNetCall:
     strength multiplies the expert's share. area: where its rows may ask the expert (sparse routing); None is
     everywhere. attend: the host's attention.
     """
+
+    in_attention = False
+    """Nothing of it is within the prior's attention; see Call."""
 
     def __init__(
         self,
@@ -82,8 +85,8 @@ class UNetCall:
         """The share that the routers wanted: not 0 outside the area."""
         self.pixels, self.asked = 0, 0
         """Pixels of all layers met so far, and those of them that went through the expert."""
-        self.words: WordReader | None = None
-        """What reads the prior's words along the way."""
+        self.taken: Callable[[tuple[int, int]], Tensor] | None = None
+        """How much of each pixel of a layer of (h, w) others have, [B, h, w]."""
         self.bound = None
         """The bound tokens, on the context's device."""
         self._prompts: dict[Address, Tensor] = {}
@@ -111,8 +114,6 @@ class UNetCall:
 
         size: the layer's (height, width).
         """
-        if self.words is not None and attention == "attn2":
-            self.words.read(address, h, size)
         layer, attend_here = self.mixture.layer(address, attention), self.attend
         context = self.subject_prompt(address) if attention == "attn2" else None
         pixels = self.area and self.area.pixels(size)
@@ -121,10 +122,11 @@ class UNetCall:
             if pixels is not None:
                 seen = seen.gather(1, pixels.index[..., None].expand(-1, -1, seen.shape[-1]))
             attend_here = partial(attend, mask=seen[:, None])
+        left = None if self.taken is None else 1.0 - self.taken(size).flatten(1)  # [B, N]
         if pixels is None:
-            mixed = layer.dense(h, prior, context, self.strength, attend_here)
+            mixed = layer.dense(h, prior, context, self.strength, attend_here, left)
         else:
-            mixed = layer.sparse(h, prior, pixels, context, self.strength, attend_here)
+            mixed = layer.sparse(h, prior, pixels, context, self.strength, attend_here, left)
         self.pixels += prior.shape[0] * prior.shape[1]
         self.asked += prior.shape[0] * (prior.shape[1] if pixels is None else pixels.index.shape[1])
         self.shares[address, attention] = mixed.share.unflatten(1, size)

@@ -30,8 +30,8 @@ class FinishedSteps:
         """
         if level == self._level:
             return False
-        self._level = level
-        return self.finish()
+        finished, self._level = self.finish(), level
+        return finished
 
     def add(self, place: Place, shown: Tensor) -> None:
         """Note what one call shows there, [h, w]."""
@@ -42,6 +42,7 @@ class FinishedSteps:
 
     def finish(self) -> bool:
         """Add what the calls of the last level showed; whether there were any."""
+        self._level = None
         if self._sums is None:
             return False
         self._means += self._sums.cpu() / self._calls.clamp(min=1)

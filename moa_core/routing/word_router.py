@@ -1,11 +1,12 @@
 """The word router: where each subject's word is in the picture, read off the prior's own attention, without training.
 
 The prior attends to the bound word wherever it is about to draw what the word names (as DAAM and Conceptrol use it).
-The image expert has no router of its own and is routed by this.
+Adapters have no router of their own and are routed by this.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Collection, Mapping, Sequence
 
 import torch
@@ -13,19 +14,30 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..address import Address, BlockShape
-from ..attention import Prior
+from ..attention import attention_map
 from ..subjects.rows import Row
 from ..subjects.subject import Subject
 from ..subjects.view import View
 from .finished_steps import FinishedSteps
-from .subject_area import level_after
 
-BEGINNING = 0.15
-"""Part of the steps, at the beginning, in which the prior draws alone: the words have not found their places yet. In
-the toy world people come through better the earlier; Conceptrol, on photos, waits for a fifth."""
 BLUR = 1 / 8
 """Standard deviation of the blur before people are told apart, as a part of the picture's shorter side. In the toy
 world's pairs the right person had 0.80 of the pixels without it, 0.89 with half of it, 0.95 with this."""
+CUT = 0.3
+"""Where the words' maps together have risen to this part of their own mean, somebody is. Chosen with GROWTH on pairs
+of the toy world, each person from a LoRA of their own."""
+GROWTH = 1 / 12
+"""How far people reach beyond that, as a part of the picture's shorter side: hair and outline lie outside what the
+prior's own person covers."""
+SCOUTED = 2
+"""Steps of the scouting: the prior alone, before the sampling proper, to see where the words will be."""
+SCOUTED_SPAN = 1 / 12
+"""How far each of them goes, as a part of the sampling's timesteps; finer sampling has no finer scouting."""
+
+
+def scouting_timesteps(first: float, last: float) -> list[int]:
+    """Where the scouting of a sampling from timestep `first` to `last` goes, its own first one included."""
+    return [round(first - (first - last) * SCOUTED_SPAN * step) for step in range(SCOUTED + 1)]
 
 
 def read_blocks(blocks: Mapping[Address, BlockShape]) -> list[Address]:
@@ -44,45 +56,55 @@ def read_blocks(blocks: Mapping[Address, BlockShape]) -> list[Address]:
 class WordRouter:
     """Every subject's share of every picture of one sampling run, as its finished steps show it.
 
-    share_k = area where k wins: area rises with the words' maps together, from 0 where they are least to 1 at
-    their mean over the pixels, each weighted by its own value; a pixel is the subject's whose blurred map is the
-    greatest there. A subject with an `area` of its own has it from the first step on, the others have the rest; where
-    such areas overlap, the strongest wins, then the first.
+    Somebody is where the words' maps together exceed CUT, having risen from 0 where they are least to 1 at their mean
+    over the pixels, each weighted by its own value; such a pixel is the subject's whose blurred map is the greatest
+    there. Each then grows by GROWTH over what is nobody's. A subject with an `area` of its own has it from the first
+    step on, the others have the rest; where such areas overlap, the strongest wins, then the first.
+
+    Before the first step is finished, shares are those of the scouting, or of the run that this one goes on from.
     """
 
-    def __init__(self, subjects: Sequence[Subject], pictures: int, size: tuple[int, int], levels: Sequence[float]):
-        """size: (h, w) of the latents; levels: the noise level of every step in which MoA is at work."""
+    def __init__(self, subjects: Sequence[Subject], pictures: int, size: tuple[int, int]):
+        """size: (h, w) of the latents."""
         self.subjects, self.pictures, self.size = list(subjects), pictures, size
         self._number = {id(subject): number for number, subject in enumerate(subjects)}
-        self._from = level_after(BEGINNING, levels)
         self._maps = FinishedSteps(len(self.subjects) * pictures, size)
         self._areas = [
             None if s.area is None else torch.stack([s.area_in(picture, size) for picture in range(pictures)])
             for s in subjects
         ]
-        self._given = self._shares(None)
-        self._routed: Tensor | None = self._given
+        self._shares: Tensor | None = None
 
     def begin(self, level: float) -> None:
         """Note the level of the calls to come. Waits for the device when it is a new one, and never afterwards."""
         if self._maps.begin(level):
-            self._routed = None
+            self._shares = None
 
     def at(self, level: float) -> Tensor:
         """The shares [S, P, h, w] at this noise level, on the CPU."""
         self.begin(level)
-        return self.last() if level <= self._from else self._given
+        return self.last()
 
     def last(self) -> Tensor:
         """The shares [S, P, h, w] as all finished steps show them, on the CPU."""
-        if self._routed is None:
-            self._routed = self._shares(self._maps)
-        return self._routed
+        if self._shares is None:
+            self._shares = self._shares_of(self._maps)
+        return self._shares
 
     def finish(self) -> None:
         """Note that the run is over: its last step counts as well."""
         if self._maps.finish():
-            self._routed = None
+            self._shares = None
+
+    @property
+    def is_blind(self) -> bool:
+        """Whether anybody's place has to be found and nothing is known of it yet."""
+        return any(map(self.reads, self.subjects)) and not self._maps.seen.any()
+
+    def goes_on_from(self, other: WordRouter) -> None:
+        """Begin with what another router of the same subjects and size has found."""
+        self._maps = copy.deepcopy(other._maps)
+        self._shares = None
 
     def reads(self, subject: Subject) -> bool:
         """Whether the subject's maps are asked for: not where its area is given."""
@@ -102,48 +124,48 @@ class WordRouter:
         shown = F.interpolate(attention[None, None].float(), size, mode="bilinear", align_corners=False)[0, 0]
         self._maps.add((number * self.pictures + view.picture, rows, columns), shown / shown.mean().clamp(min=1e-8))
 
-    def _shares(self, steps: FinishedSteps | None) -> Tensor:
+    def _shares_of(self, steps: FinishedSteps) -> Tensor:
         shape = (len(self.subjects), self.pictures, *self.size)
         if not self.subjects:
             return torch.zeros(shape)
-        if steps is None:
-            maps, seen = torch.zeros(shape), torch.zeros(shape, dtype=torch.bool)
-        else:
-            maps, seen = (x.view(shape) for x in (steps.mean, steps.seen))
-        anyone = _area(maps.amax(dim=0), seen.any(dim=0))  # [P, h, w]
+        maps, seen = (x.view(shape) for x in (steps.mean, steps.seen))
+        anyone = _risen(maps.amax(dim=0), seen.any(dim=0)) > CUT  # [P, h, w]
         strength = _blurred(maps).where(seen, -torch.inf)
-        shares = anyone.expand(shape).clone()
-        for number, area in enumerate(self._areas):
-            if area is not None:
-                strength[number] = (FIRST + area).where(area > 0, -torch.inf)
-                shares[number] = area
-        best, winner = strength.max(dim=0)
-        wins = torch.arange(shape[0]).view(-1, 1, 1, 1) == winner
-        return shares * (wins & best.isfinite())
+        shares = _grown(_winners(strength, anyone), strength)
+        return self._with_areas(shares)
+
+    def _with_areas(self, shares: Tensor) -> Tensor:
+        """What has an area of its own is there and nowhere else; the others have what is left."""
+        given = {number: area for number, area in enumerate(self._areas) if area is not None}
+        if not given:
+            return shares
+        areas = torch.stack(list(given.values()))  # [A, P, h, w]
+        own = areas * (torch.arange(len(areas)).view(-1, 1, 1, 1) == areas.argmax(dim=0))
+        shares = shares * (areas.amax(dim=0) == 0)
+        shares[list(given)] = own
+        return shares
 
 
 class WordReader:
     """Where the prior looks for the words of one U-Net call's rows."""
 
-    def __init__(
-        self, router: WordRouter, blocks: Collection[Address], rows: Sequence[Row], context: Tensor, prior: Prior
-    ):
-        """blocks: those that are read; context [B, T, D]."""
-        self.router, self.blocks, self.rows, self.prior = router, blocks, rows, prior
-        length = context.shape[1]
+    def __init__(self, router: WordRouter, blocks: Collection[Address], rows: Sequence[Row], length: int):
+        """blocks: those that are read; length: of the call's context."""
+        self.router, self.blocks, self.rows = router, blocks, rows
         self._places = [
             [place for place in row.places(length) if row.positive and router.reads(place[1])] for row in rows
         ]
         asking = [number for number, places in enumerate(self._places) if places]
         self._asking = slice(asking[0], asking[-1] + 1) if asking else slice(0)  # most often side by side
-        self._text = context[self._asking]
         self._maps: list[tuple[Subject, View, Tensor]] = []
 
-    def read(self, address: Address, h: Tensor, size: tuple[int, int]) -> None:
-        """h [B, N, C]: what entered the cross-attention there; size: the layer's (height, width)."""
-        if address not in self.blocks or not len(self._text):
-            return
-        attention = self.prior(address).attention_to(h[self._asking], self._text)  # [R, N, T]
+    def wants(self, address: Address) -> bool:
+        """Whether that block's attention is read."""
+        return address in self.blocks and self._asking.stop > 0
+
+    def read(self, q: Tensor, k: Tensor, heads: int, size: tuple[int, int]) -> None:
+        """The prior's queries [B, N, C] and keys [B, T, C] in a block that is wanted; size: its (height, width)."""
+        attention = attention_map(q[self._asking], k[self._asking], heads)  # [R, N, T]
         for number, weights in enumerate(attention, start=self._asking.start):
             maps: dict[Subject, Tensor] = {}
             for position, subject in self._places[number]:
@@ -158,17 +180,29 @@ class WordReader:
                 self.router.add(subject, view, attention)
 
 
-FIRST = 1e6
-"""Stronger than any attention."""
-
-
-def _area(maps: Tensor, seen: Tensor) -> Tensor:
+def _risen(maps: Tensor, seen: Tensor) -> Tensor:
     """[P, h, w] -> 0..1 in each picture; 0 where nothing was seen, or where all is the same."""
     least = maps.where(seen, torch.inf).amin(dim=(1, 2), keepdim=True)
     spread = maps.where(seen, -torch.inf).amax(dim=(1, 2), keepdim=True) - least
     rising = (maps - least).where(seen & (spread > 1e-6), 0.0)
     full = rising.square().sum(dim=(1, 2), keepdim=True) / rising.sum(dim=(1, 2), keepdim=True)
     return (rising / full).clamp(0.0, 1.0).where(rising > 0, 0.0)
+
+
+def _winners(strength: Tensor, there: Tensor) -> Tensor:
+    """[S, P, h, w] of 0 and 1: of the pixels that are there, [P, h, w], each is the strongest subject's."""
+    best, winner = strength.max(dim=0)
+    wins = torch.arange(len(strength)).view(-1, 1, 1, 1) == winner
+    return (wins & there & best.isfinite()).float()
+
+
+def _grown(shares: Tensor, strength: Tensor) -> Tensor:
+    """Everybody [S, P, h, w] of 0 and 1 by GROWTH larger; what had an owner keeps it, the strongest takes the rest."""
+    reach = max(1, round(GROWTH * min(shares.shape[-2:])))
+    reached = F.max_pool2d(shares.flatten(0, 1)[:, None], 2 * reach + 1, stride=1, padding=reach)[:, 0] > 0
+    reached = reached.view(shares.shape)
+    new = _winners(strength.where(reached, -torch.inf), shares.sum(dim=0) == 0)
+    return shares + new
 
 
 def _blurred(maps: Tensor) -> Tensor:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from .subject import Subject
 
 
@@ -16,12 +18,22 @@ class Binding:
     subject: Subject
 
 
+@dataclass(frozen=True, eq=False)
+class OwnText:
+    """A prompt as one subject's adapter reads it: encoded by its own text encoder, its trigger in place of the word."""
+
+    subject: Subject
+    texts: tuple[Tensor | None, ...]
+    """[1, T, D] for each file of the adapter; None: the prompt as it is."""
+
+
 @dataclass(frozen=True)
 class BoundPrompt:
-    """What is known of an encoded prompt: its text and its bindings."""
+    """What is known of an encoded prompt: its text, its bindings, and how its subjects' adapters read it."""
 
     prompt: str
     bindings: tuple[Binding, ...] = ()
+    own_texts: tuple[OwnText, ...] = ()
 
     def carries(self, subject: Subject) -> bool:
         return any(binding.subject is subject for binding in self.bindings)

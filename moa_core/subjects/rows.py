@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from .binding import Binding
+from .binding import Binding, OwnText
 from .subject import Subject
 from .view import View
 
@@ -21,6 +21,9 @@ class Row:
     """Length of the row's own text embedding; a host repeats it to match longer ones in the batch."""
     positive: bool
     """Whether the row is under a positive prompt."""
+    own_texts: tuple[OwnText, ...] = ()
+    prompt: object = None
+    """Tells the row's prompt from others: rows under the same one read the same text in all steps."""
 
     def places(self, length: int) -> Iterator[tuple[int, Subject]]:
         """Every position that carries a subject, in a context of that length."""

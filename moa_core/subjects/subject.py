@@ -1,8 +1,9 @@
-"""A subject: what the image encoder makes of a reference picture, and the word it binds to."""
+"""A subject: what an image encoder makes of a reference picture, or what an adapter knows, and the word it binds to."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +21,10 @@ class EncoderId:
 
 @dataclass(frozen=True, eq=False)  # told apart by identity: two people may share a word
 class Subject:
-    """features [V, F]: V variants, matched to the pictures of a batch by index; one for every picture if V = 1."""
+    """features [V, F]: V variants, matched to the pictures of a batch by index; one for every picture if V = 1.
+
+    Of a subject that appears by deltas they say how much of each of its F files.
+    """
 
     features: Tensor
     word: str
@@ -31,6 +35,8 @@ class Subject:
     """[M, H, W] in 0..1: where in the picture the subject may appear, the n-th for the n-th picture; None: anywhere."""
     encoder: EncoderId | None = None
     """None: not known."""
+    adapter: Any = None
+    """What the subject appears by, where that is no learned MoA: the host's own, and nothing that this looks into."""
 
     @property
     def variants(self) -> int:

@@ -83,10 +83,11 @@ def test_the_pose_controlnet_is_the_same_in_both_hosts(host, loaded, base, input
 
 
 def test_the_style_lora_is_the_same_in_both_hosts(host, loaded, base, inputs):
-    from training.toy.pretrain.style_lora import StyledDenoiser, load_lora, save_lora
+    from training.toy.pretrain import style_lora
+    from training.toy.pretrain.lora import LoRADenoiser, load_lora, save_lora
 
     with torch.inference_mode(False):
-        model = StyledDenoiser(base).eval()
+        model = LoRADenoiser(base, style_lora.RANK, style_lora.LAYERS).eval()
         train(model)
     path = folder(host, "loras") / "style.safetensors"
     save_lora(model.unet, path)

@@ -2,7 +2,6 @@
 
 import copy
 import gc
-from functools import partial
 
 import pytest
 import torch
@@ -90,7 +89,6 @@ def test_comfyui_and_diffusers_agree(host, toy_base, shape):
     host_config = host.module("moa_core.learned.moa").MoAConfig.from_json(moa.config.to_json())
     host_moa = host_moa_class(host_config, comfy.ops.manual_cast)
     host_moa.load_state_dict(moa.state_dict())
-    LearnedRun = host.module("moa_core.learned.run").LearnedRun
     mixture = ModelPatcher(host_moa.mixture, torch.device("cpu"), torch.device("cpu"))
     binding = host.module("moa_core.subjects.binding")
     note = binding.BoundPrompt("a man", (binding.Binding(5, subject), binding.Binding(60, subject)))
@@ -107,7 +105,7 @@ def test_comfyui_and_diffusers_agree(host, toy_base, shape):
     last = {}
     for sparse in (False, True):
         patched = model.clone()
-        hooks.MoAHooks(partial(LearnedRun, host_moa.mixture), [subject], 1.0, 0.0, 1.0, sparse).attach(patched, mixture)
+        hooks.MoAHooks([subject], sparse=sparse, learned=host_moa.mixture).attach(patched, mixture)
         ours = calls(patched, conditioning, inputs, sigmas)
         area = SubjectArea(batch, (size, size), timesteps.tolist()) if sparse else None
         for x, timestep, our in zip(inputs, timesteps, ours, strict=True):

@@ -27,6 +27,7 @@ from training.host.pipeline import Control, MoAPipeline, controlled_by
 from training.host.pretrained import load_base
 from training.host.tokenizer import bind_prompt
 from training.toy.pretrain import controlnet, style_lora
+from training.toy.pretrain.lora import load_lora
 
 INVERSION_STEPS = 50
 CONTROL_STRENGTH = 1.5
@@ -56,7 +57,7 @@ class DiffusersPainter:
     def of_stickers(self) -> MoAPipeline:
         """With the LoRA in the base model, which changes that for good."""
         styled = self._pipeline()
-        style_lora.load_lora(styled.base.unet, self.models / "loras" / style_lora.FILE)
+        load_lora(styled.base.unet, self.models / "loras" / style_lora.FILE)
         return styled
 
     def subject(self, who: Who) -> Subject:

@@ -15,7 +15,7 @@ from moa_core.adapters.image_expert import ImageExpert, ImageMixture, file_order
 from moa_core.adapters.image_tokens import PooledTokens
 from moa_core.adapters.ip_adapter_file import IPAdapter, save_ip_adapter
 from moa_core.address import Address
-from moa_core.attention import PriorAttention
+from moa_core.attention import attend
 from moa_core.learned.expert import Expert
 from moa_core.learned.moa import ATTENTIONS, MoA
 from moa_core.learned.moa_file import save_moa
@@ -104,8 +104,8 @@ class Decoupled(nn.Module):
 
     def forward(self, h: Tensor, tokens: Tensor, seen: Tensor) -> Tensor:
         """delta [B, N, C] of h [B, N, C] that attends to tokens [B, T, D], those seen [B, 1, T]."""
-        prior = PriorAttention(self.to_q, self.image.to_k, self.to_out[0], self.heads)
-        return self.image(h, self.image.keys_values(tokens, self.heads), prior, seen)
+        seen_tokens = attend(self.to_q(h), *self.image.keys_values(tokens), self.heads, seen[:, None])
+        return nn.functional.linear(seen_tokens, self.to_out[0].weight)
 
 
 def _save_ip_adapter(moa: MoA, path: Path) -> None:

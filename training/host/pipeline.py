@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -11,13 +11,12 @@ from diffusers import ControlNetModel, EulerDiscreteScheduler, SchedulerMixin, U
 from torch import Tensor
 
 from moa_core.adapters.ip_adapter_file import IPAdapter
-from moa_core.adapters.run import ImageCall, ImageRun
+from moa_core.adapters.run import Adapters
 from moa_core.address import block_shapes
 from moa_core.learned.moa import MoA
-from moa_core.learned.run import LearnedRun
-from moa_core.learned.unet_call import UNetCall
 from moa_core.routing.trace import Trace
-from moa_core.subjects.binding import Binding
+from moa_core.run import Call, Run
+from moa_core.subjects.binding import Binding, OwnText
 from moa_core.subjects.reference import prepare_reference
 from moa_core.subjects.rows import Row
 from moa_core.subjects.subject import Subject
@@ -25,7 +24,8 @@ from moa_core.subjects.view import View
 from training.host.adapter import MoAUNet
 from training.host.base import Base
 from training.host.prior import prior_of
-from training.host.schedule import SCHEDULE, TIMESTEPS
+from training.host.schedule import SCHEDULE, TIMESTEPS, sigma_at
+from training.host.scouting import scout
 from training.host.tokenizer import bind_prompt, tokenize
 
 Sampler = Literal["uni_pc", "euler"]
@@ -48,22 +48,25 @@ def controlled_by(network: ControlNetModel, picture: Tensor, strength: float = 1
 class MoAPipeline:
     """A base model with a MoA of either kind beside its U-Net."""
 
-    def __init__(self, base: Base, moa: MoA | IPAdapter, unet: MoAUNet | None = None):
-        """unet: the base's U-Net with the MoA's mixture, where that is built already.
+    def __init__(
+        self,
+        base: Base,
+        moa: MoA | IPAdapter | None = None,
+        unet: MoAUNet | None = None,
+        adapters: Adapters | None = None,
+    ):
+        """unet: the base's U-Net with the MoA's mixture, where that is built already. adapters: of subjects that have
+        one of their own; all others are the MoA's.
 
         Subjects of an IPAdapter are the caller's to make: its projector's tokens, flattened, of a CLIP vision model's
         output; likewise its mixture's `negative`.
         """
-        self.base, self.moa = base, moa
-        self.unet = unet or MoAUNet(base.unet, moa.mixture)
+        self.base, self.moa, self.adapters = base, moa, adapters
+        self.learned = moa.mixture if isinstance(moa, MoA) else None
+        self.unet = unet or MoAUNet(base.unet, self.learned)
         self.device = next(base.unet.parameters()).device
-        self.prior = prior_of(base.unet)
-        if isinstance(moa, MoA):
-            self.blocks, self.timesteps = moa.config.blocks, moa.config.timesteps
-            self._start_run = partial(LearnedRun, moa.mixture, call_type=self.unet.call_type)
-        else:
-            self.blocks, self.timesteps = block_shapes(base.unet.state_dict()), TIMESTEPS
-            self._start_run = partial(ImageRun, moa.mixture)
+        self.prior, self.blocks = prior_of(base.unet), block_shapes(base.unet.state_dict())
+        self.timesteps = moa.config.timesteps if isinstance(moa, MoA) else TIMESTEPS
 
     def encode_subject(
         self, pictures: Tensor | Sequence[Tensor], word: str, masks: Tensor | Sequence[Tensor | None] | None = None
@@ -85,6 +88,32 @@ class MoAPipeline:
         contexts = [self.encode_prompt(text) for text in (prompt, negative)]
         return self.sample(*contexts, bindings, **options)
 
+    def own_text(self, prompt: str, subject: Subject, occurrence: int, trigger: str) -> OwnText:
+        """The prompt with the trigger in place of that occurrence, counted from 0, of the subject's word."""
+        words = list(re.finditer(rf"\b{re.escape(subject.word)}\b", prompt))
+        start, end = words[occurrence].span()
+        return OwnText(subject, (self.encode_prompt(prompt[:start] + trigger + prompt[end:]),))
+
+    def _run(self, subjects: list[Subject], batch: int, side: int, levels: list[float], strength: float, sparse: bool):
+        adapters = self.adapters
+        if isinstance(self.moa, IPAdapter):
+            own = {} if adapters is None else adapters.images
+            photos = {s: self.moa.mixture for s in subjects if adapters is None or s not in adapters.subjects}
+            adapters = Adapters({**own, **photos}, adapters.parts if adapters else {}, adapters and adapters.deltas)
+        return Run(
+            subjects,
+            batch,
+            (side, side),
+            levels,
+            self.blocks,
+            strength,
+            sparse,
+            self.learned,
+            adapters,
+            learned_from=self.timesteps - 0.5,
+            call_type=self.unet.call_type,
+        )
+
     @torch.no_grad()
     def sample(
         self,
@@ -102,7 +131,8 @@ class MoAPipeline:
         subject_cfg: float | None = None,
         start: Tensor | None = None,
         control: Control | None = None,
-        watch: Callable[[UNetCall | ImageCall], None] | None = None,
+        watch: Callable[[Call], None] | None = None,
+        own_texts: Sequence[OwnText] = (),
     ) -> tuple[Tensor, Trace]:
         """Pictures [B, H, W, 3] in 0..1, and where the routers put the subjects; contexts are [1, T, D].
 
@@ -113,12 +143,13 @@ class MoAPipeline:
         paper's, for one U-Net call more: uncond + cfg * (prior - uncond) + s * (moa - prior), which steers
         scene and subject apart. start: what to begin from instead of noise [B, 4, h, w], as `invert` gives it; then
         sampler must be "euler". control: beside the U-Net in every call. watch: sees every call with the MoA after it.
+        own_texts: how the adapters of subjects read the positive prompt.
         """
         context = torch.cat([c.expand(batch, -1, -1) for c in (positive, negative)])  # [2B, T, D]
         length = context.shape[1]
         rows = [
-            Row(View(picture), bound, length, positive)
-            for bound, positive in ((tuple(bindings), True), ((), False))
+            Row(View(picture), bound, length, positive, own, positive)
+            for bound, positive, own in ((tuple(bindings), True, tuple(own_texts)), ((), False, ()))
             for picture in range(batch)
         ]
         side = self.base.unet.config.sample_size
@@ -128,17 +159,33 @@ class MoAPipeline:
         scheduler = _scheduler(sampler, steps)
         latents = noise.to(self.device) * scheduler.init_noise_sigma if start is None else start.to(self.device)
         trace = Trace((side, side))
-        levels = [t for t in scheduler.timesteps.tolist() if t < self.timesteps]  # where the MoA acts
         subjects = list(dict.fromkeys(binding.subject for binding in bindings))
-        run = self._start_run(subjects, batch, (side, side), levels, strength, self.blocks, sparse)
+        run = self._run(subjects, batch, side, scheduler.timesteps.tolist(), strength, sparse)
+        acting = bool(bindings) and strength > 0.0
+
+        def others(noisy: Tensor, timestep: Tensor, context: Tensor) -> dict[str, Any]:
+            return {} if control is None else control(noisy, timestep, context)
+
+        def predict(latents: Tensor, now: int) -> Tensor:
+            noisy = torch.cat([latents] * 2)
+            timestep = torch.tensor(float(now), device=self.device).expand(2 * batch)
+            call = run.call(rows, float(now), noisy, context, timestep, self.prior)
+            cond, uncond = self.unet.run(noisy, timestep, context, call, **others(noisy, timestep, context)).chunk(2)
+            run.finish(call, rows, noisy)
+            return uncond + cfg * (cond - uncond)
+
+        if acting and run.wants_scouting:
+            first = int(scheduler.timesteps[0])
+            scale = 1.0 if sampler == "euler" else (sigma_at(first) ** 2 + 1) ** 0.5
+            scout(run, predict, latents * scale, first)
         for t in scheduler.timesteps:
             timestep = t.float().to(self.device).expand(2 * batch)
             noisy = torch.cat([scheduler.scale_model_input(latents, t)] * 2)
             call = None
-            if bindings and strength > 0.0 and float(t) < self.timesteps:
+            if acting and (run.adapters is not None or float(t) < self.timesteps):
                 call = run.call(rows, float(t), noisy, context, timestep, self.prior)
-            others = {} if control is None else control(noisy, timestep, context)
-            moa, uncond = self.unet.run(noisy, timestep, context, call, **others).chunk(2)
+            beside = others(noisy, timestep, context)
+            moa, uncond = self.unet.run(noisy, timestep, context, call, **beside).chunk(2)
             if call is not None:
                 trace.add(float(t), {layer: share[:batch] for layer, share in call.shares.items()})
                 run.finish(call, rows, noisy)
@@ -147,7 +194,7 @@ class MoAPipeline:
             if subject_cfg is None or call is None:
                 guided = uncond + cfg * (moa - uncond)
             else:
-                prior, uncond = self.unet.run(noisy, timestep, context, None, **others).chunk(2)
+                prior, uncond = self.unet.run(noisy, timestep, context, None, **beside).chunk(2)
                 guided = uncond + cfg * (prior - uncond) + subject_cfg * (moa - prior)
             latents = scheduler.step(guided, t, latents).prev_sample
         pictures = self.base.autoencoder.decode(latents)

@@ -1,18 +1,17 @@
-"""The cross-attentions of a diffusers U-Net as image experts use them."""
+"""The cross-attentions of a diffusers U-Net as adapters use them."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 from diffusers import UNet2DConditionModel
 
 from moa_core.address import Address
-from moa_core.attention import PriorAttention
+from moa_core.attention import Prior, PriorAttention
 
 
-def prior_of(unet: UNet2DConditionModel) -> Callable[[Address], PriorAttention]:
+def prior_of(unet: UNet2DConditionModel) -> Prior:
     def at(address: Address) -> PriorAttention:
-        attention = unet.get_submodule(address.to_diffusers(unet.config.layers_per_block)).attn2
-        return PriorAttention(attention.to_q, attention.to_k, attention.to_out[0], attention.heads)
+        name = f"{address.to_diffusers(unet.config.layers_per_block)}.attn2"
+        own = unet.get_submodule(name)
+        return PriorAttention(name, own.to_q, own.to_k, own.to_v, own.to_out[0], own.heads)
 
     return at

@@ -26,3 +26,9 @@ def add_noise(latents: Tensor, noise: Tensor, timestep: Tensor) -> Tensor:
     """latents and noise [B, 4, h, w], timestep [B] -> what the U-Net gets to see, [B, 4, h, w]."""
     kept = kept_variance().to(latents.device)[timestep][:, None, None, None]
     return kept.sqrt() * latents + (1 - kept).sqrt() * noise
+
+
+def sigma_at(timestep: int) -> float:
+    """The noise level of a timestep, as a ratio of noise to picture."""
+    kept = float(kept_variance()[timestep])
+    return ((1 - kept) / kept) ** 0.5

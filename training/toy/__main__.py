@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
+from toy_world.world import WORDS
 from training.toy.dataset import render_dataset
 
 
@@ -28,10 +29,11 @@ PARTS = {
     "readout": Part("train the judges of training.toy.measure", "judges.train_readout", batch=48, lr=2e-3),
     "controlnet": Part("train a pose ControlNet", "controlnet.train_controlnet", batch=16, lr=1e-3),
     "style-lora": Part("train a LoRA of another drawing style", "style_lora.train_style_lora", batch=16, lr=1e-3),
+    "person-lora": Part("train a LoRA of one person", "person_lora.train_person_lora", batch=16, lr=1e-3),
     "encoder": Part("train the image encoder that a MoA starts from", "encoder.train_encoder", batch=64, lr=5e-4),
 }
 
-ON_BASE = ("controlnet", "style-lora")
+ON_BASE = ("controlnet", "style-lora", "person-lora")
 """They are trained on a finished base model."""
 OF_BASE = ("vae", "unet")
 """The base model itself."""
@@ -48,8 +50,12 @@ def add_part(commands: argparse._SubParsersAction, name: str, part: Part) -> Non
     command.add_argument("--seed", type=int, default=0, help="(default %(default)s)")
     command.add_argument("--batch", type=int, default=part.batch, help="(default %(default)s)")
     command.add_argument("--lr", type=float, default=part.lr, help="learning rate (default %(default)s)")
-    command.add_argument("--scenes", type=int, default=20_000, help="pictures rendered once (default %(default)s)")
-    command.add_argument("--workers", type=int, default=1, help="processes that render them (default %(default)s)")
+    if name == "person-lora":
+        command.add_argument("--word", choices=WORDS, required=True, help="what the captions call the person")
+        command.add_argument("--person", type=int, required=True, help="the seed of Toy Subject that is this person")
+    else:
+        command.add_argument("--scenes", type=int, default=20_000, help="pictures rendered once (default %(default)s)")
+        command.add_argument("--workers", type=int, default=1, help="processes that render them (default %(default)s)")
     if name in ON_BASE:
         command.add_argument("--base", type=Path, required=True, help="the checkpoint that `assemble` wrote")
     if name in OF_BASE:
@@ -63,7 +69,8 @@ def _train(part: Part, options: dict) -> None:
     from training.toy.pretrain.loop import Plan
 
     module, function = part.train.split(".")
-    getattr(import_module(f"training.toy.pretrain.{module}"), function)(Plan(**options))
+    who = {name: options.pop(name) for name in ("word", "person") if name in options}
+    getattr(import_module(f"training.toy.pretrain.{module}"), function)(Plan(**options), **who)
 
 
 def add_render(commands: argparse._SubParsersAction) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from moa_core.learned.unet_call import UNetCall
+from moa_core.run import Call
 from moa_core.subjects.subject import Subject
 from toy_world.draw import draw_person
 from toy_world.world import (
@@ -100,9 +100,10 @@ def draw(
     """strength 0 is the prior, which no reference reaches; subject_cfg, sparse: see MoAPipeline."""
     cut: list[float] = []
 
-    def watch(call: UNetCall) -> None:
-        if 0 < call.asked < call.pixels:
-            cut.append(call.asked / call.pixels)
+    def watch(call: Call) -> None:
+        learned = call.learned
+        if learned is not None and 0 < learned.asked < learned.pixels:
+            cut.append(learned.asked / learned.pixels)
 
     options = {"steps": STEPS, "cfg": CFG, "strength": strength, "batch": PER_PROMPT, "subject_cfg": subject_cfg}
     calls: list[int] = []

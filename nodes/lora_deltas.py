@@ -1,0 +1,108 @@
+"""The LoRAs of several subjects as deltas of a MODEL's layers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import comfy.lora
+import comfy.ops
+import comfy.sd
+import torch
+from comfy.model_patcher import ModelPatcher
+from comfy.weight_adapter import LoRAAdapter
+from torch import Tensor, nn
+
+from ..moa_core.adapters.deltas import Change, Deltas, Difference, LayerDeltas, LowRank
+from ..moa_core.adapters.layer_hooks import transformer_of
+from .lora_file import LoRAFile
+from .messages import Message
+
+UNET = "diffusion_model."
+PLACELESS = ("time_embed.", "label_emb.", "emb_layers.")
+"""Parts of the names of layers that say something of the whole picture, and nothing of a place in it."""
+
+
+def build_deltas(model: ModelPatcher, clip: comfy.sd.CLIP, files: Sequence[LoRAFile]) -> tuple[Deltas, list[Message]]:
+    """The n-th file is the n-th part; and what is to be said of what was left out.
+
+    Raises ValueError for a file that changes nothing of this MODEL.
+    """
+    unet, dtype = model.model.diffusion_model, model.model.manual_cast_dtype or model.model_dtype()
+    layers: dict[str, dict[int, Change]] = {}
+    messages = []
+    for part, file in enumerate(files):
+        changes, left_out = _changes(model, file, file.model_patches(model, clip))
+        for name, change in changes.items():
+            layers.setdefault(name, {})[part] = change
+        if left_out:
+            messages.append(_left_out(file, left_out))
+    built = {
+        name: LayerDeltas(unet.get_submodule(name), parts, comfy.ops.manual_cast) for name, parts in layers.items()
+    }
+    return Deltas(built, len(files)).to(dtype).eval().requires_grad_(False), messages
+
+
+def _changes(model: ModelPatcher, file: LoRAFile, patches: dict) -> tuple[dict[str, Change], list[str]]:
+    """What a file changes, by the layer's name within the U-Net, and the names of what has no place in a picture."""
+    if not patches:
+        raise ValueError(
+            f"MoA Patch Model: the LoRA '{file.name}' changes nothing of this {type(model.model.model_config).__name__}"
+            f" MODEL: its {len(file.weights)} weights are named for another family. Load a checkpoint of the family it "
+            "was trained on, or choose another LoRA in LoRA Subject"
+        )
+    unet, changes, left_out = model.model.diffusion_model, {}, []
+    for key, patch in patches.items():
+        name, _, kind = ("" if isinstance(key, tuple) else key.removeprefix(UNET)).rpartition(".")
+        layer = unet.get_submodule(name) if name else None
+        if not _has_a_place(name, layer) or kind not in ("weight", "bias"):
+            left_out.append(str(key))
+        elif file.strength:
+            changes[name] = _joined(changes.get(name), _change(model, key, kind, patch, file.strength))
+    return changes, left_out
+
+
+def _has_a_place(name: str, layer: nn.Module | None) -> bool:
+    if any(part in f"{name}." for part in PLACELESS):
+        return False
+    return isinstance(layer, nn.Conv2d) or (isinstance(layer, nn.Linear) and transformer_of(name) is not None)
+
+
+def _change(model: ModelPatcher, key: str, kind: str, patch, strength: float) -> Change:
+    """Two thin matrices where the file has them; else the difference that the host's own calculation makes."""
+    shape = model.get_model_object(key).shape
+    if isinstance(patch, LoRAAdapter):
+        up, down, alpha, *others = patch.weights
+        fits = up.flatten(1).shape[1] == len(down) and (len(up), down[0].numel()) == (shape[0], shape[1:].numel())
+        if fits and all(other is None for other in others):
+            scale = strength * (1.0 if alpha is None else alpha / len(down))
+            return LowRank(up.flatten(1).float() * scale, down.float().reshape(len(down), *shape[1:]))
+    before = _own_weight(model, key)
+    after = comfy.lora.calculate_weight([(strength, patch, 1.0, None, None)], before.clone(), key)
+    return Difference(after - before, None) if kind == "weight" else Difference(None, after - before)
+
+
+def _own_weight(model: ModelPatcher, key: str) -> Tensor:
+    """The checkpoint's, without what other nodes patch, in float32 on the CPU."""
+    weight, convert = model.get_key_patches(key)[key][0]
+    return convert(weight.detach().clone(), inplace=True).to("cpu", torch.float32)
+
+
+def _joined(known: Change | None, more: Change) -> Change:
+    """A layer's weight and bias are changed by one."""
+    if known is None:
+        return more
+    low = next((change for change in (known, more) if isinstance(change, LowRank)), None)
+    both = [change for change in (known, more) if isinstance(change, Difference)]
+    weight = next((change.weight for change in both if change.weight is not None), None)
+    bias = next((change.bias for change in both if change.bias is not None), None)
+    return Difference(
+        weight if low is None else (low.up @ low.down.flatten(1)).view(len(low.up), *low.down.shape[1:]), bias
+    )
+
+
+def _left_out(file: LoRAFile, names: list[str]) -> Message:
+    return Message(
+        f"'{file.name}': {len(names)} of its changes are left out.",
+        f"They have no place in the picture (time embeddings, norms: {names[0]}), so they cannot act on one person "
+        "alone. The rest of the file acts.",
+    )

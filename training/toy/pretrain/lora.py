@@ -1,0 +1,78 @@
+"""A LoRA for the toy base model's U-Net: what learns, and the file that ComfyUI and diffusers read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from diffusers import UNet2DConditionModel
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from moa_core.files.whole_file import whole
+from training.host.base import Base
+from training.toy.pretrain.loop import plain_attention
+from training.toy.pretrain.low_rank import low_rank_updates, with_low_rank
+
+_UP, _DOWN = ".lora_up.weight", ".lora_down.weight"
+
+
+class LoRADenoiser(nn.Module):
+    """The base model with a fresh LoRA."""
+
+    def __init__(self, base: Base, rank: int, parts: tuple[str, ...]):
+        """parts: of the names of the layers that it changes."""
+        super().__init__()
+        self.unet = with_fresh_lora(base.unet, rank, parts)
+        self.text_encoder = base.text_encoder
+        plain_attention(self.unet)
+        self.to(memory_format=torch.channels_last)
+
+    def forward(self, latents: Tensor, timestep: Tensor, ids: Tensor) -> Tensor:
+        """latents [B, 4, h, w], timestep [B], token ids [B, 77] -> predicted noise [B, 4, h, w]."""
+        return self.unet(latents, timestep, self.text_encoder(ids).last_hidden_state).sample
+
+
+def with_fresh_lora(unet: UNet2DConditionModel, rank: int, parts: tuple[str, ...]) -> UNet2DConditionModel:
+    """The U-Net with a LoRA that changes nothing yet."""
+    return with_low_rank(unet, rank, lambda name: any(part in name for part in parts))
+
+
+def save_lora(unet: nn.Module, path: Path) -> None:
+    """Under the names of kohya's trainer, in float16; whole or not at all."""
+    weights = {}
+    for name, up, down in low_rank_updates(unet):
+        layer = _in_file(name)
+        weights[layer + _UP], weights[layer + _DOWN] = up, down
+        weights[f"{layer}.alpha"] = torch.tensor(float(down.shape[0]))
+    with whole(path) as unfinished:
+        save_file({k: v.detach().cpu().half().contiguous() for k, v in weights.items()}, unfinished, {"format": "pt"})
+
+
+def load_lora(unet: UNet2DConditionModel, path: Path) -> UNet2DConditionModel:
+    """The U-Net with what `save_lora` wrote."""
+    updates = read_lora(unet, path)
+    rank = next(iter(updates.values()))[1].shape[0]
+    styled = with_low_rank(unet, rank, updates.__contains__)
+    for name, up, down in low_rank_updates(styled):
+        for factor, stored in zip((up, down), updates[name], strict=True):
+            factor.data.copy_(stored)
+    return styled
+
+
+def read_lora(unet: nn.Module, path: Path) -> dict[str, tuple[Tensor, Tensor]]:
+    """What `save_lora` wrote for a U-Net without a LoRA: up and down of every changed layer, by its name."""
+    stored = load_file(path)
+    return dict(_read(unet, stored))
+
+
+def _read(unet: nn.Module, stored: dict[str, Tensor]) -> Iterator[tuple[str, tuple[Tensor, Tensor]]]:
+    for name, _ in unet.named_modules():
+        layer = _in_file(name)
+        if layer + _UP in stored:
+            yield name, (stored[layer + _UP].float(), stored[layer + _DOWN].float())
+
+
+def _in_file(name: str) -> str:
+    return f"lora_unet_{name.replace('.', '_')}"
