@@ -178,8 +178,9 @@ def _scout(
     """A few coarse steps by the prior alone, from the run's own start; nobody hears of them."""
     guider = executor.class_obj
     sampling = guider.model_patcher.get_model_object("model_sampling")
-    first, last = (float(sampling.timestep(sigma)) for sigma in (sigmas[0], sigmas[-1]))
-    later = [float(sampling.sigma(torch.tensor(t))) for t in scouting_timesteps(first, last)[1:]]
+    later = [
+        float(sampling.sigma(torch.tensor(t))) for t in scouting_timesteps(float(sampling.timestep(sigmas[0])))[1:]
+    ]
     coarse = torch.tensor([float(sigmas[0]), *later], dtype=sigmas.dtype, device=sigmas.device)
     if not bool((coarse[:-1] > coarse[1:]).all()):
         return  # too short a run to look ahead in

@@ -7,6 +7,7 @@ from comfy_api.latest import io, ui
 
 from ..moa_core.subjects.subject import Subject
 from ..moa_core.subjects.subject_file import save_subject
+from .lora_file import LoRAs
 from .sockets import CATEGORY, MOA_SUBJECT
 from .subject_files import check_prefix, new_subject_path
 
@@ -45,6 +46,11 @@ class MoASaveSubject(io.ComfyNode):
 
     @classmethod
     def execute(cls, subject: Subject, filename_prefix: str) -> io.NodeOutput:
+        if isinstance(subject.adapter, LoRAs):
+            raise ValueError(
+                f"Save Subject: '{subject.name}' is a LoRA, and all of it is in its own file. Share that file, and its "
+                "trigger"
+            )
         try:
             path = new_subject_path(filename_prefix)
             save_subject(subject, path)

@@ -1,8 +1,12 @@
 """Subject Interpolate: two subjects -> one between them, or a morph sequence."""
 
+from dataclasses import replace
+
+import torch.nn.functional as F
 from comfy_api.latest import io
 
 from ..moa_core.subjects.subject import Subject, interpolate
+from .lora_file import LoRAs
 from .sockets import CATEGORY, MOA_SUBJECT
 
 
@@ -51,4 +55,24 @@ class MoASubjectInterpolate(io.ComfyNode):
 
     @classmethod
     def execute(cls, subject_a: Subject, subject_b: Subject, amount: float, frames: int, method: str) -> io.NodeOutput:
-        return io.NodeOutput(interpolate(subject_a, subject_b, amount, frames, method))
+        return io.NodeOutput(interpolate(*_of_one_kind(subject_a, subject_b), amount, frames, method))
+
+
+def _of_one_kind(a: Subject, b: Subject) -> tuple[Subject, Subject]:
+    """Two LoRA subjects as subjects of both LoRAs, each with its own alone; others as they are.
+
+    Raises ValueError for a LoRA subject and one of another kind.
+    """
+    kinds = [isinstance(subject.adapter, LoRAs) for subject in (a, b)]
+    if not any(kinds):
+        return a, b
+    if not all(kinds):
+        lora, other = (a, b) if kinds[0] else (b, a)
+        raise ValueError(
+            f"Subject Interpolate: '{lora.name}' is a LoRA and '{other.name}' is none; only subjects of one kind can "
+            "be blended. Connect two LoRA Subjects, or two subjects of Subject Encoder"
+        )
+    both = LoRAs((*a.adapter.files, *b.adapter.files))
+    start = F.pad(a.features, (0, len(b.adapter.files)))
+    end = F.pad(b.features, (len(a.adapter.files), 0))
+    return replace(a, features=start, adapter=both), replace(b, features=end, adapter=both)

@@ -32,12 +32,12 @@ prior's own person covers."""
 SCOUTED = 2
 """Steps of the scouting: the prior alone, before the sampling proper, to see where the words will be."""
 SCOUTED_SPAN = 1 / 12
-"""How far each of them goes, as a part of the sampling's timesteps; finer sampling has no finer scouting."""
+"""How far each of them goes, as a part of all timesteps that are left; finer sampling has no finer scouting."""
 
 
-def scouting_timesteps(first: float, last: float) -> list[int]:
-    """Where the scouting of a sampling from timestep `first` to `last` goes, its own first one included."""
-    return [round(first - (first - last) * SCOUTED_SPAN * step) for step in range(SCOUTED + 1)]
+def scouting_timesteps(first: float) -> list[int]:
+    """Where the scouting of a sampling from timestep `first` on goes; however early that sampling is cut off."""
+    return [round(first - first * SCOUTED_SPAN * step) for step in range(SCOUTED + 1)]
 
 
 def read_blocks(blocks: Mapping[Address, BlockShape]) -> list[Address]:

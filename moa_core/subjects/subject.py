@@ -87,7 +87,8 @@ def interpolate(a: Subject, b: Subject, amount: float, frames: int = 1, method: 
     else:
         weight = torch.full_like(start[:, :1], amount)
     shown = a.weight + (b.weight - a.weight) * amount if frames == 1 else a.weight
-    return Subject(blend(start, end, weight), a.word, f"{a.name} - {b.name}", shown, a.area, a.encoder or b.encoder)
+    name, encoder = f"{a.name} - {b.name}", a.encoder or b.encoder
+    return Subject(blend(start, end, weight), a.word, name, shown, a.area, encoder, a.adapter)
 
 
 def _slerp(start: Tensor, end: Tensor, weight: Tensor) -> Tensor:

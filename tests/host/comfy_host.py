@@ -64,6 +64,9 @@ class Host:
         return self.run("KSampler", model, seed, steps, cfg, sampler, "normal", positive, negative, latent, **others)[0]
 
     def subject(self, moa, seed: int = 0, word: str = "man"):
+        """Of a picture; without a MOA of the LoRA `random-<seed>`."""
+        if moa is None:
+            return self.run("MoALoRASubject", f"random-{seed}.safetensors", word)[0]
         picture = torch.rand(1, WORD_SIZE, WORD_SIZE, 3, generator=torch.Generator().manual_seed(seed))
         return self.run("MoASubjectEncoder", moa, picture, word)[0]
 

@@ -6,6 +6,8 @@ import pytest
 import torch
 from comfy_host import Host, start_host
 from image_experts import adapter
+from lora_files import random_lora
+from safetensors.torch import save_file
 from toy_models import SHIPPED, shipped
 
 from training.comfyui import Server, find_comfyui, make_base_directory
@@ -73,7 +75,15 @@ def ip_moa(host, toy_base, tmp_path_factory):
         return adapter(host, toy_base.unet, tmp_path_factory.mktemp("vision"), "plus", "any")
 
 
-@pytest.fixture(scope="session", params=["learned", "image experts"])
+@pytest.fixture(scope="session")
+def loras(host, loaded):
+    """LoRA files of the toy U-Net with random weights, random-<seed>; LoRA subjects need no MOA."""
+    with torch.inference_mode():
+        for seed in range(4):
+            save_file(random_lora(*loaded[:2], seed), host.base / f"models/loras/random-{seed}.safetensors")
+
+
+@pytest.fixture(scope="session", params=["moa", "ip_moa", "loras"])
 def each_moa(request):
-    """Both kinds of MoA."""
-    return request.getfixturevalue("moa" if request.param == "learned" else "ip_moa")
+    """Every kind of expert: a MOA of learned ones, one of image experts, none for LoRAs."""
+    return request.getfixturevalue(request.param)

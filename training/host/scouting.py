@@ -18,7 +18,7 @@ def scout(run: Run, predict: Callable[[Tensor, int], Tensor], latents: Tensor, f
     predict: what a U-Net is given, of variance 1, and its timestep -> the noise in it, guided; through the run's calls.
     """
     run.scouting = True
-    for now, then in pairwise(scouting_timesteps(first, 0)):
+    for now, then in pairwise(scouting_timesteps(first)):
         sigma = sigma_at(now)
         latents = latents + (sigma_at(then) - sigma) * predict(latents / (sigma**2 + 1) ** 0.5, now)
     run.scouting = False

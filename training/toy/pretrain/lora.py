@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from diffusers import UNet2DConditionModel
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from moa_core.files.whole_file import whole
 from training.host.base import Base
+from training.host.lora import ALPHA, DOWN, UP, in_file, read_lora
 from training.toy.pretrain.loop import plain_attention
 from training.toy.pretrain.low_rank import low_rank_updates, with_low_rank
-
-_UP, _DOWN = ".lora_up.weight", ".lora_down.weight"
 
 
 class LoRADenoiser(nn.Module):
@@ -43,9 +41,9 @@ def save_lora(unet: nn.Module, path: Path) -> None:
     """Under the names of kohya's trainer, in float16; whole or not at all."""
     weights = {}
     for name, up, down in low_rank_updates(unet):
-        layer = _in_file(name)
-        weights[layer + _UP], weights[layer + _DOWN] = up, down
-        weights[f"{layer}.alpha"] = torch.tensor(float(down.shape[0]))
+        layer = in_file(name)
+        weights[layer + UP], weights[layer + DOWN] = up, down
+        weights[layer + ALPHA] = torch.tensor(float(down.shape[0]))
     with whole(path) as unfinished:
         save_file({k: v.detach().cpu().half().contiguous() for k, v in weights.items()}, unfinished, {"format": "pt"})
 
@@ -53,26 +51,9 @@ def save_lora(unet: nn.Module, path: Path) -> None:
 def load_lora(unet: UNet2DConditionModel, path: Path) -> UNet2DConditionModel:
     """The U-Net with what `save_lora` wrote."""
     updates = read_lora(unet, path)
-    rank = next(iter(updates.values()))[1].shape[0]
+    rank = len(next(iter(updates.values())).down)
     styled = with_low_rank(unet, rank, updates.__contains__)
     for name, up, down in low_rank_updates(styled):
-        for factor, stored in zip((up, down), updates[name], strict=True):
-            factor.data.copy_(stored)
+        up.data.copy_(updates[name].up.view_as(up))
+        down.data.copy_(updates[name].down)
     return styled
-
-
-def read_lora(unet: nn.Module, path: Path) -> dict[str, tuple[Tensor, Tensor]]:
-    """What `save_lora` wrote for a U-Net without a LoRA: up and down of every changed layer, by its name."""
-    stored = load_file(path)
-    return dict(_read(unet, stored))
-
-
-def _read(unet: nn.Module, stored: dict[str, Tensor]) -> Iterator[tuple[str, tuple[Tensor, Tensor]]]:
-    for name, _ in unet.named_modules():
-        layer = _in_file(name)
-        if layer + _UP in stored:
-            yield name, (stored[layer + _UP].float(), stored[layer + _DOWN].float())
-
-
-def _in_file(name: str) -> str:
-    return f"lora_unet_{name.replace('.', '_')}"

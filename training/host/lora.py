@@ -1,0 +1,43 @@
+"""LoRA files in kohya's names, as deltas of a diffusers U-Net's layers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from safetensors.torch import load_file
+from torch import nn
+
+from moa_core.adapters.deltas import Deltas, LayerDeltas, LowRank
+
+UP, DOWN, ALPHA = ".lora_up.weight", ".lora_down.weight", ".alpha"
+
+
+def in_file(name: str) -> str:
+    """A layer's name in the file."""
+    return f"lora_unet_{name.replace('.', '_')}"
+
+
+def read_lora(unet: nn.Module, path: Path) -> dict[str, LowRank]:
+    """What a file changes of a U-Net, by the names of its layers."""
+    return dict(_read(unet, path))
+
+
+def deltas_of(unet: nn.Module, files: Sequence[Mapping[str, LowRank]]) -> Deltas:
+    """The n-th file is the n-th part."""
+    layers: dict[str, dict[int, LowRank]] = {}
+    for part, changes in enumerate(files):
+        for name, change in changes.items():
+            layers.setdefault(name, {})[part] = change
+    built = {name: LayerDeltas(unet.get_submodule(name), parts) for name, parts in layers.items()}
+    return Deltas(built, len(files))
+
+
+def _read(unet: nn.Module, path: Path) -> Iterator[tuple[str, LowRank]]:
+    stored = load_file(path)
+    for name, _ in unet.named_modules():
+        layer = in_file(name)
+        if layer + UP in stored:
+            up, down = stored[layer + UP].float(), stored[layer + DOWN].float()
+            alpha = stored.get(layer + ALPHA)
+            yield name, LowRank(up.flatten(1) * (1.0 if alpha is None else float(alpha) / len(down)), down)
