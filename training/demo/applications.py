@@ -8,7 +8,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from training.demo.takes import ALONE, PRIOR, TOGETHER, WITH_A, WITH_B, A, B, Take, Who
+from training.demo.takes import ALONE, PRIOR, TOGETHER, WITH_A, WITH_B, A, B, Take, W, Who
+
+STICKERS = "moa-toy-sticker.safetensors"
+
+
+@dataclass(frozen=True)
+class ByLoRA:
+    """A person who has a LoRA file, as LoRA Subject takes it; they may be among a shot's people."""
+
+    word: str
+    person: int
+    """Whom it was trained on: a seed of Toy Subject."""
+
+    @property
+    def file(self) -> str:
+        return f"moa-toy-{self.word}-{self.person}.safetensors"
 
 
 @dataclass(frozen=True)
@@ -16,12 +31,12 @@ class Shot(Take):
     """A take, and what a workflow has beside MoA.
 
     toward: another prompt, and its share in the conditioning. photo: the shot begins from this one's picture, inverted.
-    sticker: with the LoRA of that style. pose: who stands how, for the pose ControlNet.
+    loras: files in all of the base model. pose: who stands how, for the pose ControlNet.
     """
 
     toward: tuple[str, float] | None = None
     photo: Take | None = None
-    sticker: bool = False
+    loras: tuple[str, ...] = ()
     pose: tuple[Who, str] | None = None
 
 
@@ -39,6 +54,10 @@ STORY = (
 POSED = ("a portrait of a man on a beach", 0)
 STICKER = ("a portrait of a man holding a book in a forest", 3)
 KID, OLD = (f"a portrait of {age} man holding a book in a forest" for age in ("a kid", "an old"))
+BLUE, BLOND, PINK = ByLoRA("man", 18), ByLoRA("man", 8), ByLoRA("woman", 10)
+WAVING = ("a portrait of a man standing and a woman waving on a beach", 4)
+WITH_PHOTO = ("a portrait of a man standing and a woman holding flowers in a forest", 5)
+TWO_MEN = ("a portrait of a man waving and a man standing in a forest", 0)
 ON_A_BEACH = ("a portrait of a man waving on a beach", 14)
 PHOTO = Take(*ON_A_BEACH, ())
 
@@ -71,10 +90,17 @@ APPLICATIONS: dict[str, dict[str, Sequence[Take]]] = {
     },
     "Pose control": {"Picture": [Shot(*POSED, (A,), pose=(Who(5, "man"), "waving"))]},
     "Another style": {
-        "Style, no subject": [Shot(*STICKER, (A,), 0.0, sticker=True)],
+        "Style, no subject": [Shot(*STICKER, (A,), 0.0, loras=(STICKERS,))],
         "Subject": [Shot(*STICKER, (A,))],
-        "Subject in the style": [Shot(*STICKER, (A,), sticker=True)],
+        "Subject in the style": [Shot(*STICKER, (A,), loras=(STICKERS,))],
     },
+    "Two LoRAs, two people": {
+        "No LoRA": [Take(*WAVING, ())],
+        "Both LoRAs loaded": [Shot(*WAVING, (), loras=(BLUE.file, PINK.file))],
+        "As LoRA subjects": [Take(*WAVING, (BLUE, PINK))],
+    },
+    "A LoRA and a photo": {"Picture": [Take(*WITH_PHOTO, (BLUE, W))]},
+    "Two of one word": {"Picture": [Take(*TWO_MEN, (BLUE, BLOND))]},
     "Story": {"Story": [Take(prompt, 0, (MAN, WOMAN)) for prompt in STORY]},
 }
 NOT_ONE_CALL = {

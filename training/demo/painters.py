@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from functools import cached_property
+from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from moa_core.adapters.run import Adapters
 from moa_core.learned.moa_file import load_moa
 from moa_core.routing.trace import Trace
 from moa_core.subjects.subject import Subject, interpolate
@@ -20,14 +21,14 @@ from toy_world.draw import draw_person_pose
 from toy_world.world import someone
 from training.comfyui import Server
 from training.comfyui.templates import saved_by
-from training.demo.applications import APPLICATIONS, NOT_ONE_CALL, Shot
+from training.demo.applications import APPLICATIONS, NOT_ONE_CALL, ByLoRA, Shot
 from training.demo.graph import graph
 from training.demo.takes import CFG, CHECKPOINT, MOA, STEPS, Take, Who
+from training.host.lora import deltas_of, read_lora
 from training.host.pipeline import Control, MoAPipeline, controlled_by
 from training.host.pretrained import load_base
 from training.host.tokenizer import bind_prompt
-from training.toy.pretrain import controlnet, style_lora
-from training.toy.pretrain.lora import load_lora
+from training.toy.pretrain import controlnet
 
 INVERSION_STEPS = 50
 CONTROL_STRENGTH = 1.5
@@ -48,21 +49,33 @@ class Painter(Protocol):
 class DiffusersPainter:
     def __init__(self, models: Path):
         self.models = models
-        self.pipeline = self._pipeline()
+        self.pipeline_with = cache(self._pipeline_with)
+        self.pipeline = self.pipeline_with(())
 
-    def _pipeline(self) -> MoAPipeline:
-        return MoAPipeline(load_base(self.models / "checkpoints" / CHECKPOINT), load_moa(self.models / "moa" / MOA))
+    def _pipeline_with(self, loras: tuple[str, ...]) -> MoAPipeline:
+        """With these LoRAs written into the base model."""
+        base = load_base(self.models / "checkpoints" / CHECKPOINT)
+        for file in loras:
+            for name, change in read_lora(base.unet, self.models / "loras" / file).items():
+                layer = base.unet.get_submodule(name)
+                layer.weight.data += (change.up @ change.down.flatten(1)).view_as(layer.weight)
+        return MoAPipeline(base, load_moa(self.models / "moa" / MOA))
 
-    @cached_property
-    def of_stickers(self) -> MoAPipeline:
-        """With the LoRA in the base model, which changes that for good."""
-        styled = self._pipeline()
-        load_lora(styled.base.unet, self.models / "loras" / style_lora.FILE)
-        return styled
-
-    def subject(self, who: Who) -> Subject:
+    def subject(self, who: Who | ByLoRA) -> Subject:
+        if isinstance(who, ByLoRA):
+            return Subject(torch.ones(1, 1), who.word, who.file, adapter=who)
         picture, mask = who.picture()
         return self.pipeline.encode_subject(_pixels(picture)[None], who.word, torch.from_numpy(mask).float()[None])
+
+    def _with_deltas(self, pipeline: MoAPipeline, subjects: list[Subject]) -> MoAPipeline:
+        """With the LoRAs of those subjects that have one."""
+        known = [subject for subject in subjects if subject.adapter]
+        if not known:
+            return pipeline
+        files = [read_lora(pipeline.base.unet, self.models / "loras" / subject.adapter.file) for subject in known]
+        parts = {subject: [number] for number, subject in enumerate(known)}
+        adapters = Adapters({}, parts, deltas_of(pipeline.base.unet, files))
+        return MoAPipeline(pipeline.base, pipeline.moa, pipeline.unet, adapters)
 
     def paint(self, take: Take) -> tuple[list[np.ndarray], Image.Image]:
         pictures, trace = self._sample(take)
@@ -78,7 +91,7 @@ class DiffusersPainter:
         if shot.morph:
             subjects = [interpolate(subjects[0], self.subject(shot.morph), 0.5, shot.frames)]
         other, share = shot.toward or (shot.prompt, 0.0)
-        pipeline = self.of_stickers if shot.sticker else self.pipeline
+        pipeline = self._with_deltas(self.pipeline_with(shot.loras), subjects)
         prompt = torch.lerp(pipeline.encode_prompt(shot.prompt), pipeline.encode_prompt(other), share)
         return pipeline.sample(
             prompt,

@@ -1,0 +1,114 @@
+"""Deltas of one layer: each part's change where its subject is, in few calls, whatever the number of subjects."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from moa_core.adapters.deltas import Amounts, Deltas, Difference, LayerDeltas, LowRank
+from moa_core.adapters.layer_hooks import deltas_on
+
+SIZE = (4, 6)
+LAYERS = {
+    "linear": lambda: nn.Linear(8, 12),
+    "convolution": lambda: nn.Conv2d(8, 12, 3, padding=1),
+    "smaller": lambda: nn.Conv2d(8, 12, 3, stride=2, padding=1),
+    "projection": lambda: nn.Conv2d(8, 12, 1),
+}
+
+
+def change(layer: nn.Module, rank: int, random: torch.Generator):
+    """A random change of a layer: of that rank, or 0: a whole difference."""
+    shape = layer.weight.shape
+    if rank:
+        return LowRank(*(torch.randn(*size, generator=random) for size in ((shape[0], rank), (rank, *shape[1:]))))
+    return Difference(torch.randn(shape, generator=random), torch.randn(shape[0], generator=random))
+
+
+def alone(layer: nn.Module, x: torch.Tensor, one) -> torch.Tensor:
+    """What a change adds to the layer's output, everywhere."""
+    low = isinstance(one, LowRank)
+    weight = (one.up @ one.down.flatten(1)).view(layer.weight.shape) if low else one.weight
+    bias = None if low else one.bias
+    if isinstance(layer, nn.Conv2d):
+        return nn.functional.conv2d(x, weight, bias, layer.stride, layer.padding)
+    return nn.functional.linear(x, weight, bias)
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+@given(ranks=st.lists(st.integers(0, 5), min_size=1, max_size=4), seed=st.integers(0, 99))
+def test_every_part_is_added_where_it_is_and_as_much_of_it(kind, ranks, seed):
+    random = torch.Generator().manual_seed(seed)
+    layer = LAYERS[kind]()
+    changes = {part: change(layer, rank, random) for part, rank in enumerate(ranks)}
+    x = torch.randn(2, 8, *SIZE, generator=random)
+    x = x if isinstance(layer, nn.Conv2d) else x.flatten(2).mT
+    with torch.no_grad():
+        out = layer(x)
+        size = out.shape[2:] if out.ndim == 4 else SIZE
+        amounts = torch.rand(2, len(ranks), *size, generator=random) * (torch.rand(2, len(ranks), 1, 1) > 0.3)
+        expected = out.clone()
+        for part, one in changes.items():
+            here = amounts[:, part : part + 1]
+            expected += alone(layer, x, one) * (here if out.ndim == 4 else here.flatten(2).mT)
+        added = LayerDeltas(layer, changes)(x, out, Amounts(amounts))
+    torch.testing.assert_close(added, expected, atol=1e-4, rtol=1e-4)
+
+
+class Calls(TorchDispatchMode):
+    """Counts what is launched: all but views."""
+
+    def __init__(self):
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if not func.is_view and "_unsafe_view" not in str(func):
+            self.names.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+@pytest.mark.parametrize("subjects", [1, 2, 5])
+def test_a_changed_layer_launches_three_calls_more_whatever_the_number_of_subjects(kind, subjects):
+    layer, random = LAYERS[kind](), torch.Generator().manual_seed(0)
+    deltas = LayerDeltas(layer, {part: change(layer, 4, random) for part in range(subjects)})
+    x = torch.randn(2, 8, *SIZE) if isinstance(layer, nn.Conv2d) else torch.randn(2, 24, 8)
+    with torch.no_grad():
+        out = layer(x)
+        amounts = Amounts(torch.rand(2, subjects, *(out.shape[2:] if out.ndim == 4 else SIZE)))
+        deltas(x, out, amounts)  # the amounts of a step are laid out once for all its layers
+        with Calls() as calls:
+            deltas(x, out, amounts)
+    assert len(calls.names) <= 3, calls.names
+
+
+def test_weights_of_another_type_are_taken_as_they_come():
+    """As where the host has left them elsewhere: its own layers cast them."""
+
+    class Casting:
+        class Linear(nn.Linear):
+            def forward(self, x):
+                return nn.functional.linear(x, self.weight.to(x))
+
+    layer, random = nn.Linear(8, 12), torch.Generator().manual_seed(0)
+    changes = {0: change(layer, 4, random)}
+    x, amounts = torch.randn(2, 24, 8), Amounts(torch.rand(2, 1, *SIZE))
+    with torch.no_grad():
+        exact = LayerDeltas(layer, changes)(x, layer(x), amounts)
+        half = LayerDeltas(layer, changes, Casting).half()(x, layer(x), amounts)
+    torch.testing.assert_close(half, exact, atol=2e-2, rtol=2e-2)
+
+
+def test_hooks_are_gone_whatever_ends_the_block():
+    network = nn.Module()
+    network.proj_in = nn.Conv2d(8, 12, 1)
+    deltas = Deltas({"proj_in": LayerDeltas(network.proj_in, {0: change(network.proj_in, 4, torch.Generator())})}, 1)
+    x = torch.randn(2, 8, *SIZE)
+    plain = network.proj_in(x)
+    with pytest.raises(ZeroDivisionError), deltas_on(network, deltas, lambda: lambda name, x, out, size: out + 1):
+        torch.testing.assert_close(network.proj_in(x), plain + 1)
+        raise ZeroDivisionError
+    assert torch.equal(network.proj_in(x), plain)
