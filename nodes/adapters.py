@@ -17,7 +17,7 @@ from .messages import Message
 
 
 def adapters_of(
-    model: ModelPatcher, clip: comfy.sd.CLIP, subjects: Sequence[Subject]
+    model: ModelPatcher, clip: comfy.sd.CLIP | None, subjects: Sequence[Subject]
 ) -> tuple[Adapters | None, list[ModelPatcher], list[Message]]:
     """The adapters of those subjects that have one, what holds their weights, and what is to be said of them.
 

@@ -22,7 +22,9 @@ PLACELESS = ("time_embed.", "label_emb.", "emb_layers.")
 """Parts of the names of layers that say something of the whole picture, and nothing of a place in it."""
 
 
-def build_deltas(model: ModelPatcher, clip: comfy.sd.CLIP, files: Sequence[LoRAFile]) -> tuple[Deltas, list[Message]]:
+def build_deltas(
+    model: ModelPatcher, clip: comfy.sd.CLIP | None, files: Sequence[LoRAFile]
+) -> tuple[Deltas, list[Message]]:
     """The n-th file is the n-th part; and what is to be said of what was left out.
 
     Raises ValueError for a file that changes nothing of this MODEL.

@@ -23,10 +23,12 @@ class LoRAFile:
     strength: float = 1.0
     strength_clip: float = 1.0
 
-    def model_patches(self, model: ModelPatcher, clip: comfy.sd.CLIP) -> dict:
+    def model_patches(self, model: ModelPatcher, clip: comfy.sd.CLIP | None) -> dict:
         """The host's patches of the U-Net, by the names of its weights; the host logs what fits neither of both."""
         keys = comfy.lora.model_lora_keys_unet(model.model, {})
-        patches = comfy.lora.load_lora(self.weights, comfy.lora.model_lora_keys_clip(clip.cond_stage_model, keys))
+        if clip is not None:
+            keys = comfy.lora.model_lora_keys_clip(clip.cond_stage_model, keys)
+        patches = comfy.lora.load_lora(self.weights, keys)
         there = model.model_state_dict("diffusion_model.")
         return {key: patch for key, patch in patches.items() if (key if isinstance(key, str) else key[0]) in there}
 

@@ -33,7 +33,7 @@ def missing_subjects(subjects: Sequence[Subject], prompts: list[BoundPrompt | No
                 Message(
                     f"subject{number} will not appear: {lack} in the prompt.",
                     f"The prompt {quoted} does not hold the word '{subject.word}'{times}. Write it there, or change "
-                    "the word in Subject Encoder.",
+                    "the word of the subject.",
                 )
             )
     return messages

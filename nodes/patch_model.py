@@ -23,7 +23,9 @@ from .sockets import CATEGORY, MOA, MOA_SUBJECT, SEARCHED
 from .text_towers import text_towers
 
 MOST_SUBJECTS = 8
-NO_SUBJECT = Message("No subject is connected: MoA adds nobody.", "Connect a Subject Encoder to MoA Patch Model.")
+NO_SUBJECT = Message(
+    "No subject is connected: MoA adds nobody.", "Connect a Subject Encoder or a LoRA Subject to MoA Patch Model."
+)
 TWO_MOAS = Message(
     "This MODEL already has a MoA.",
     "One MoA carries up to 8 subjects: connect them all to one MoA Patch Model, and connect the MODEL from before it "

@@ -26,6 +26,7 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE / "host"), str(HERE)]
 
 from comfy_host import start_host  # noqa: E402
+from lora_files import random_lora  # noqa: E402
 from real_size import UNET, random_weights  # noqa: E402
 from trained_shares import Kind, TrainedShares, square  # noqa: E402
 
@@ -39,6 +40,8 @@ TOY = UNET | {
 SHAPES = {"toy": (TOY, 128, lambda: toy_base.random_toy().unet), "sd15": (UNET, 512, sd15.unet)}
 """U-Net configuration, the side of its pictures in pixels, and the same U-Net in diffusers."""
 IMAGE_TOKENS = 4
+LORA_RANK, LORA_LAYERS = 32, r"attn|\.ff\.|proj_"
+"""Of a character LoRA: attention, feed-forward and projections, as kohya's trainer does unless told otherwise."""
 BEFORE = 1
 """Number of the step before the one that is timed."""
 
@@ -74,13 +77,21 @@ def main() -> None:
 
 
 def bench(host, shape: str, areas: list[float], rounds: int, shares: TrainedShares) -> None:
+    import comfy.sd
+
     config, pixels, peer = SHAPES[shape]
     model, mixture = make_models(host, config)
     models = {"prior": model, "dense": patched(host, model, mixture, areas[0], False, shares)}
     models |= {f"sparse {area:.0%}": patched(host, model, mixture, area, True, shares) for area in areas}
     adapter = image_experts(host, model)
     models |= {f"image experts {area:.0%}": with_image_experts(host, model, adapter, area) for area in [*areas, 1.0]}
+    files = [random_lora(model, seed=seed, only=LORA_LAYERS, rank=LORA_RANK) for seed in range(2)]
+    models |= {f"{n} LoRA subject{'s' * (n > 1)}": with_lora_subjects(host, model, files[:n]) for n in (1, 2)}
+    models |= {f"Load LoRA, {n}": with_loras(model, files[:n], comfy.sd.load_lora_for_models) for n in (1, 2)}
+    if hasattr(comfy.sd, "load_bypass_lora_for_models"):
+        models["bypass, 2"] = with_loras(model, files, comfy.sd.load_bypass_lora_for_models)
     steps = {name: comfyui_step(host, one, config["context_dim"], pixels // 8) for name, one in models.items()}
+    steps["masked hooks, 2"] = comfyui_step(host, model, config["context_dim"], pixels // 8, files)
     device, dtype = model.load_device, model.model_dtype()
     steps |= peer_steps(peer().eval().to(device, dtype), config["context_dim"], pixels // 8)
     taken: dict[str, list[Step]] = {name: [] for name in steps}
@@ -166,6 +177,34 @@ def with_image_experts(host, model, adapter, area: float):
     return clone
 
 
+def with_lora_subjects(host, model, files: list[dict]):
+    """The model with LoRA subjects, a quarter of the picture each."""
+    loras, adapters = host.module("nodes.lora_file"), host.module("nodes.adapters")
+    subject_class = host.module("moa_core.subjects.subject").Subject
+    subjects = [
+        subject_class(torch.ones(1, 1), "man", "man", adapter=loras.LoRAs((loras.LoRAFile(f"{n}", file),)))
+        for n, file in enumerate(files)
+    ]
+    beside, patchers, _ = adapters.adapters_of(model, None, subjects)
+    clone = model.clone()
+    told(host, subjects, beside, lambda side: quarters(side)[: len(subjects)]).attach(clone, *patchers)
+    return clone
+
+
+def quarters(side: int) -> torch.Tensor:
+    """[2, side, side]: the picture's upper left and lower right."""
+    there, half = torch.zeros(2, side, side), side // 2
+    there[0, :half, :half], there[1, half:, half:] = 1.0, 1.0
+    return there
+
+
+def with_loras(model, files: list[dict], load: Callable):
+    """The model with LoRAs in all of the picture, by one of the host's own loaders."""
+    for file in files:
+        model = load(model, None, file, 1.0, 0.0)[0]
+    return model
+
+
 def told(host, subjects: list, adapters, where: Callable[[int], torch.Tensor]):
     """Hooks whose subjects' places are read as ever, and then told: where(side) is [S, side, side]."""
 
@@ -195,16 +234,23 @@ def telling(router, shares: TrainedShares, kind: Kind, area: float, seed: int) -
     return forward
 
 
-def comfyui_step(host, model, text_dim: int, side: int) -> Callable[[], Step]:
-    """A function that takes three steps at guidance scale 7, positive and negative in one call, and times the last."""
+def comfyui_step(host, model, text_dim: int, side: int, masked: list[dict] | None = None) -> Callable[[], Step]:
+    """A function that takes three steps at guidance scale 7, positive and negative in one call, and times the last.
+
+    masked: LoRAs as the host's own hooks, each on a quarter of the picture.
+    """
+    import comfy.hooks
     import comfy.sample
     import comfy.samplers
 
     hooks, binding = host.module("nodes.sampling_run"), host.module("moa_core.subjects.binding")
     attached = model.get_attachment(hooks.KEY)
-    bound = () if attached is None else (binding.Binding(3, attached.subjects[0]),)
+    bound = () if attached is None else tuple(binding.Binding(3 + n, s) for n, s in enumerate(attached.subjects))
     note = {host.module("nodes.clip_binding").BOUND_PROMPT: binding.BoundPrompt("a man", bound)}
     positive, negative = ([[torch.randn(1, 77, text_dim), extra]] for extra in (note, {}))
+    for file, there in zip(masked or (), quarters(8 * side), strict=False):
+        hooked = {"mask": there[None], "hooks": comfy.hooks.create_hook_lora(file, 1.0, 0.0), "mask_strength": 1.0}
+        positive, negative = ([*conds, [conds[0][0], hooked]] for conds in (positive, negative))
     latent = torch.zeros(1, 4, side, side)
     noise = comfy.sample.prepare_noise(latent, 0)
     sigmas = model.get_model_object("model_sampling").sigmas[[600, 500, 400, 0]]

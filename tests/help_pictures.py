@@ -44,6 +44,8 @@ def main() -> None:
             save("MoASaveSubject", graph(server, SAVE_SUBJECT, (820, 300)))
             save("MoALoadSubject", graph(server, LOAD_SUBJECT, (600, 255)))
             save("MoAPatchModel", row([painter.paint(take)[0][0] for take in (PRIOR, WITH_A, WITH_B)]))
+            loras = [picture for shown in painter.show("Two LoRAs, two people").values() for picture in shown]
+            save("MoALoRASubject", row([np.asarray(picture) for picture in loras]))
             save("MoASubjectInterpolate", row(painter.paint(MORPH)[0]))
             maps = painter.paint(WITH_A)[1].convert("RGB")
             save("MoARouterVisualizer", maps.resize((900, round(900 * maps.height / maps.width))))

@@ -15,8 +15,15 @@ from training.comfyui import Server, find_comfyui, make_base_directory
 from training.comfyui.templates import FOLDER, NAMES, NEEDS_FILES, saved_by
 
 SIDE, GAP = 384, 2
-BANDS = {"Face shapes", "Swap one of two", "Exchange two people"}
+BANDS = {"Face shapes", "Swap one of two", "Exchange two people", "Two LoRAs, two people"}
 """Cut out as broad bands: two people, or how broad one is. Others are strips."""
+BESIDE = {"Two LoRAs, two people": ["Both LoRAs loaded", "As LoRA subjects"]}
+"""Titles, where not all pictures are shown: three bands would cut heads off."""
+SAID = {
+    "Your photo, your checkpoint": "an IP-Adapter in SD 1.5\nor SDXL, routed by words",
+    "Your LoRAs, your checkpoint": "two LoRAs in SD 1.5\nor SDXL, one word each",
+}
+"""Of workflows that nobody has run yet."""
 FRAMES = (0, 3, 7)
 """Of an animation."""
 
@@ -35,7 +42,7 @@ def painted(name: str, server: Server) -> list[Image.Image]:
     saved = saved_by(name, server)
     if "Animation" in saved:
         return [saved["Animation"][n] for n in FRAMES]
-    return [picture for pictures in saved.values() for picture in pictures]
+    return [picture for title in BESIDE.get(name, saved) for picture in saved[title]]
 
 
 def thumbnail(name: str, pictures: list[Image.Image]) -> Image.Image:
@@ -55,7 +62,7 @@ def card(name: str) -> Image.Image:
     canvas = Image.new("RGB", (SIDE, SIDE), (53, 85, 53))
     title = name.replace(", ", ",\n")
     ImageDraw.Draw(canvas).text((28, 60), title, "white", ImageFont.load_default(34), spacing=12)
-    said = "an IP-Adapter in SD 1.5,\nrouted by words\n\nnever run on real weights"
+    said = f"{SAID[name]}\n\nnever run on real weights"
     ImageDraw.Draw(canvas).text((28, 210), said, (200, 220, 200), ImageFont.load_default(22), spacing=8)
     return canvas
 

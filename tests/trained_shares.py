@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from moa_core.learned.moa_file import load_moa
-from moa_core.learned.unet_call import UNetCall
 from moa_core.routing.subject_area import mean_share, routed_blocks, two_classes
+from moa_core.run import Call
 from training.comfyui import PACK
 from training.host.pipeline import MoAPipeline
 from training.host.pretrained import load_base
@@ -38,8 +38,8 @@ class TrainedShares:
         for case in cases(singles=prompts, pairs=0):
             calls: list[dict] = []
 
-            def watch(call: UNetCall, calls=calls) -> None:
-                calls.append({layer: share.chunk(2)[0] for layer, share in call.wanted.items()})
+            def watch(call: Call, calls=calls) -> None:
+                calls.append({layer: share.chunk(2)[0] for layer, share in call.learned.wanted.items()})
 
             pipeline(case.scene.caption, subjects_of(pipeline, case), steps=12, cfg=4.0, seed=case.seed, watch=watch)
             late = calls[3:]

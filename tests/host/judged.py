@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -25,6 +26,13 @@ def people(name: str) -> dict[str, Identity]:
     toys = [node for node in read(name)["nodes"] if node["type"] == "MoAToySubject"]
     drawn = {node.get("title", "Subject").split()[-1]: node["widgets_values_named"] for node in toys}
     return {title: someone(w["seed"], w["word"]) for title, w in drawn.items() if not w["skeleton"]}
+
+
+def by_loras(name: str) -> list[Identity]:
+    """Whom the LoRA Subjects of a workflow were trained on, in the order of its nodes."""
+    subjects = [node for node in read(name)["nodes"] if node["type"] == "MoALoRASubject"]
+    files = [Path(node["widgets_values_named"]["lora_name"]).stem for node in subjects]
+    return [someone(int(person), word) for word, person in (file.split("-")[-2:] for file in files)]
 
 
 def pixels(image: Image.Image) -> np.ndarray:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -11,11 +13,11 @@ RANK = 4
 Random = Callable[..., Tensor]
 
 
-def lora(shape: torch.Size, r: Random) -> dict[str, Tensor]:
+def lora(shape: torch.Size, r: Random, rank: int = RANK) -> dict[str, Tensor]:
     ends = [1] * (len(shape) - 2)
     return {
-        "lora_up.weight": r(shape[0], RANK, *ends),
-        "lora_down.weight": r(RANK, *shape[1:]),
+        "lora_up.weight": r(shape[0], rank, *ends),
+        "lora_down.weight": r(rank, *shape[1:]),
         "alpha": torch.tensor(3.0),
     }
 
@@ -62,11 +64,11 @@ KINDS = {kind.__name__: kind for kind in (lora, locon_with_a_middle, dora, loha,
 
 
 def random_lora(
-    model, clip=None, seed: int = 0, kind: str = "lora", scale: float = 0.1, only: str = ""
+    model, clip=None, seed: int = 0, kind: str = "lora", scale: float = 0.1, only: str = "", rank: int = RANK
 ) -> dict[str, Tensor]:
     """Of every Linear and convolution of the U-Net that has a place in the picture, and of the text encoder.
 
-    only: a part of the names of the weights that are changed.
+    only: a pattern in the names of the weights that are changed; rank: of the kind `lora`.
     """
     import comfy.lora
 
@@ -77,10 +79,10 @@ def random_lora(
 
     keys = comfy.lora.model_lora_keys_unet(model.model, {})
     there = dict(model.model.named_parameters())
-    made = KINDS[kind]
+    made = partial(lora, rank=rank) if kind == "lora" else KINDS[kind]
     weights = {}
     for name, key in sorted(keys.items()):
-        known = name.startswith("lora_unet_") and key in there and there[key].ndim > 1 and only in key
+        known = name.startswith("lora_unet_") and key in there and there[key].ndim > 1 and re.search(only, key)
         if known and not any(part in key for part in ("time_embed", "label_emb", "emb_layers")):
             own = made(there[key].shape, random)
             if f"{key.removesuffix('.weight')}.bias" not in there:

@@ -72,11 +72,13 @@ def make(folder: Path) -> dict:
 
 
 def sample(folder: Path) -> dict:
-    """Prior, strength 0 and two people, two steps at 256x256 each; the U-Net's weights stay in fp16."""
+    """Prior, strength 0, two people from photos and two from LoRAs, two steps at 256x256 each; weights stay in fp16."""
     from comfy_host import start_host
 
     host = start_host(folder)
     from comfy.cli_args import args
+    from lora_files import random_lora
+    from safetensors.torch import save_file
 
     args.fp16_unet = True
     prompt = "a man and a woman in paris"
@@ -97,6 +99,17 @@ def sample(folder: Path) -> dict:
             positive, negative = host.prompt(bound_clip, prompt), host.prompt(bound_clip, "bad")
             out[name] = host.sample(patched, positive, negative, steps=2, size=32)["samples"]
         masks = host.run("MoARouterVisualizer", patched, {"samples": out["moa"]})[2]
+        loras = []
+        for seed, word in enumerate(("man", "woman")):
+            weights = random_lora(model, clip, seed, only=r"attn|\.ff\.|proj_", rank=16, scale=0.05)
+            save_file(
+                {name: weight.half() for name, weight in weights.items()}, folder / f"models/loras/{word}.safetensors"
+            )
+            loras.append(host.run("MoALoRASubject", f"{word}.safetensors", word, "sks")[0])
+        patched, bound_clip = host.patch(model, clip, None, *loras)
+        positive, negative = host.prompt(bound_clip, prompt), host.prompt(bound_clip, "bad")
+        out["loras"] = host.sample(patched, positive, negative, steps=2, size=32)["samples"]
+        deltas = patched.get_attachment("moa").adapters.deltas
     return {
         "family": type(model.model.model_config).__name__,
         "base": moa.base,
@@ -104,7 +117,10 @@ def sample(folder: Path) -> dict:
         "strength_0_bit_exact": torch.equal(out["prior"], out["zero"]),
         "moa_changes": (out["moa"] - out["prior"]).abs().max().item(),
         "masks": list(masks.shape),
-        "finite": bool(out["moa"].isfinite().all()),
+        "changed_layers": len(deltas.layers),
+        "loras_change": (out["loras"] - out["prior"]).abs().max().item(),
+        "loras_gb": sum(weight.nbytes for weight in deltas.parameters()) / 1e9,
+        "finite": all(bool(each.isfinite().all()) for each in out.values()),
     }
 
 

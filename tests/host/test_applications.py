@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from judged import (
     KEPT,
+    by_loras,
     cast,
     change,
     likelihood,
@@ -160,6 +161,55 @@ def white_rim(picture: Image.Image) -> float:
     person = Image.fromarray(people_in(picture))
     near = [np.asarray(person.filter(spread(15))) for spread in (ImageFilter.MaxFilter, ImageFilter.MinFilter)]
     return float((pixels(picture).min(axis=2)[near[0] & ~near[1]] > 0.8).mean())
+
+
+@trained
+def test_two_loras_loaded_bleed_into_each_other_and_as_subjects_each_is_its_own_person(gallery):
+    name = "Two LoRAs, two people"
+    man, woman = by_loras(name)
+    none, loaded, bound = (gallery(name)[title][0] for title in ("No LoRA", "Both LoRAs loaded", "As LoRA subjects"))
+    before, after = (
+        [float(likelihood(seen, who)) for seen, who in zip(look([picture], 2), (man, woman), strict=True)]
+        for picture in (loaded, bound)
+    )
+    print(f"two LoRAs, log likelihood of man and woman: loaded {before}, as subjects {after}")
+    assert all(own > bled for own, bled in zip(after, before, strict=True))
+    people = {"man": man, "woman": woman}
+    assert cast(loaded, people) == ["woman", "woman"] and cast(bound, people) == ["man", "woman"]
+    assert seen_of_two(bound) == [[vars(who)[attribute] for attribute in KEPT] for who in (man, woman)]
+    changed, person = change(none, bound), people_in(none, bound)
+    inside, outside = float(changed[person].mean()), float(changed[~person].mean())
+    print(f"two LoRAs as subjects: change inside {inside:.3f}, outside {outside:.3f}")
+    assert outside < inside / 3
+
+
+def seen_of_two(picture: Image.Image) -> list[list]:
+    """What is KEPT of either person of a picture, as the judges see it."""
+    seen = look([picture], 2)
+    return [[ATTRIBUTES[attribute][one[attribute].argmax(dim=1).item()] for attribute in KEPT] for one in seen]
+
+
+@trained
+def test_a_lora_and_a_photo_make_two_people_of_one_picture(gallery):
+    name = "A LoRA and a photo"
+    (man,), (woman,) = by_loras(name), people(name).values()
+    picture = gallery(name)["Picture"][0]
+    assert cast(picture, {"man": man, "woman": woman}) == ["man", "woman"]
+    assert seen_of_two(picture) == [[vars(who)[attribute] for attribute in KEPT] for who in (man, woman)]
+
+
+@trained
+def test_two_loras_of_one_word_take_its_occurrences_in_turn(fresh_server, gallery, twin):
+    name = "Two of one word"
+    first, second = by_loras(name)
+    candidates, picture = {"first": first, "second": second}, gallery(name)["Picture"][0]
+    assert cast(picture, candidates) == ["first", "second"]
+    assert seen_of_two(picture) == [[vars(who)[attribute] for attribute in KEPT] for who in (first, second)]
+    api, numbers = twin(name)
+    sockets = api[numbers["MoAPatchModel"]]["inputs"]
+    a, b = "subjects.subject0", "subjects.subject1"
+    sockets[a], sockets[b] = sockets[b], sockets[a]
+    assert cast(pictures_of(name, fresh_server, api)["Picture"][0], candidates) == ["second", "first"]
 
 
 @trained

@@ -17,7 +17,7 @@ OURS = ("moa", NAME)
 DESIGNS = ["classic", "new"]
 SEARCHES = [
     "face", "person", "people", "portrait", "identity", "character", "consistent character", "face swap", "swap",
-    "morph", "photomaker", "pulid", "faceid", "ip-adapter", "instantid",
+    "morph", "photomaker", "pulid", "faceid", "ip-adapter", "instantid", "two loras", "character lora", "regional lora",
 ]  # fmt: skip
 SHOWN = {
     "classic": "() => { const [i] = app.graph._nodes.find(n => n.type === 'MoASubjectEncoder').imgs;"

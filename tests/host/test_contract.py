@@ -12,7 +12,8 @@ from training.comfyui import NAME
 
 HERE = Path(__file__).parent
 CONTRACT = json.loads((HERE / "contract.json").read_text(encoding="utf-8"))
-"""Every node as saved graphs know it. Entries are never changed or taken out; new ones are appended."""
+"""Every node as saved graphs know it. Entries are never changed or taken out; new ones are appended. A required socket
+may become optional, which puts it behind the others: sockets are known by name, widgets by their order."""
 OLD_GRAPHS = sorted((HERE / "old_graphs").glob("*.json"))
 """API graphs of the first three templates, as they were sent to ComfyUI by version 0.1.0 of the pack."""
 TOLD = ("default", "min", "max", "options", "control_after_generate")

@@ -1,8 +1,10 @@
-"""The template for everybody's own photo, checkpoint and IP-Adapter, in a real ComfyUI."""
+"""The templates for everybody's own checkpoint, with a photo and an IP-Adapter or with LoRAs, in a real ComfyUI."""
 
 import torch
 from image_experts import adapter, picture
+from lora_files import random_lora
 from PIL import Image
+from safetensors.torch import save_file
 
 from toy_world.shape import IMAGE_SIZE
 from training.comfyui.templates import read, to_api
@@ -33,3 +35,26 @@ def test_the_template_for_photos_runs_on_random_files_of_the_published_layout(ho
     widgets["MoASubjectEncoder"]["word"] = "nobody"  # whom the prompt does not name: the checkpoint alone
     alone = paint(0)
     assert torch.equal(alone, paint(1)) and (drawn - alone).abs().max() > 1e-2
+
+
+def test_the_template_for_loras_runs_on_random_files_of_the_names_in_it(host, loaded):
+    """A toy checkpoint, and random LoRAs of its U-Net and text encoder."""
+    info = {name: {"input": node.INPUT_TYPES()} for name, node in host.nodes.items()}
+    api = to_api(read("Your LoRAs, your checkpoint"), info)
+    subjects = [node["inputs"] for node in api.values() if node["class_type"] == "MoALoRASubject"]
+    for seed, subject in enumerate(subjects):
+        weights = random_lora(*loaded[:2], seed=seed)
+        save_file(weights, host.base / "models/loras" / subject["lora_name"])
+    widgets = {node["class_type"]: node["inputs"] for node in api.values()}
+    widgets["EmptyLatentImage"].update(width=IMAGE_SIZE, height=IMAGE_SIZE)
+    widgets["KSampler"]["steps"] = 4
+
+    def paint(*strengths):
+        for subject, strength in zip(subjects, strengths, strict=True):
+            subject["strength"] = subject["strength_clip"] = strength
+        return host.run_graph(api, {"CheckpointLoaderSimple": loaded}, "VAEDecode")[0]
+
+    none, first, second, both = (paint(*strengths) for strengths in ((0, 0), (1, 0), (0, 1), (1, 1)))
+    assert both.shape == (1, IMAGE_SIZE, IMAGE_SIZE, 3)
+    for drawn in (none, first, second):
+        assert (both - drawn).abs().max() > 1e-2

@@ -14,7 +14,7 @@ from training.comfyui.server import PACK, Server
 FOLDER = PACK / "workflows"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.json"))
 NOTES = {"Note", "MarkdownNote"}
-NEEDS_FILES = {"Your photo, your checkpoint"}
+NEEDS_FILES = {"Your LoRAs, your checkpoint", "Your photo, your checkpoint"}
 """Workflows for files that everybody has to bring along."""
 RUNNING = [name for name in NAMES if name not in NEEDS_FILES]
 WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}

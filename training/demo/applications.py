@@ -55,9 +55,9 @@ POSED = ("a portrait of a man on a beach", 0)
 STICKER = ("a portrait of a man holding a book in a forest", 3)
 KID, OLD = (f"a portrait of {age} man holding a book in a forest" for age in ("a kid", "an old"))
 BLUE, BLOND, PINK = ByLoRA("man", 18), ByLoRA("man", 8), ByLoRA("woman", 10)
-WAVING = ("a portrait of a man standing and a woman waving on a beach", 4)
+BOTH_LORAS = (HANDS_FULL, 5)
 WITH_PHOTO = ("a portrait of a man standing and a woman holding flowers in a forest", 5)
-TWO_MEN = ("a portrait of a man waving and a man standing in a forest", 0)
+TWO_MEN = ("a portrait of a man waving and a man standing in a forest", 4)
 ON_A_BEACH = ("a portrait of a man waving on a beach", 14)
 PHOTO = Take(*ON_A_BEACH, ())
 
@@ -95,9 +95,9 @@ APPLICATIONS: dict[str, dict[str, Sequence[Take]]] = {
         "Subject in the style": [Shot(*STICKER, (A,), loras=(STICKERS,))],
     },
     "Two LoRAs, two people": {
-        "No LoRA": [Take(*WAVING, ())],
-        "Both LoRAs loaded": [Shot(*WAVING, (), loras=(BLUE.file, PINK.file))],
-        "As LoRA subjects": [Take(*WAVING, (BLUE, PINK))],
+        "No LoRA": [Take(*BOTH_LORAS, ())],
+        "Both LoRAs loaded": [Shot(*BOTH_LORAS, (), loras=(BLUE.file, PINK.file))],
+        "As LoRA subjects": [Take(*BOTH_LORAS, (BLUE, PINK))],
     },
     "A LoRA and a photo": {"Picture": [Take(*WITH_PHOTO, (BLUE, W))]},
     "Two of one word": {"Picture": [Take(*TWO_MEN, (BLUE, BLOND))]},

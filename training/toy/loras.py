@@ -19,6 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from moa_core.adapters.run import Adapters
+from moa_core.learned.unet_call import UNetCall
 from moa_core.subjects.binding import OwnText
 from moa_core.subjects.subject import Subject
 from toy_world.world import ACTIONS, PLACES, Identity, Person, Scene, sample_clothes, someone
@@ -93,9 +94,14 @@ class Drawer:
         unet = self.prior.base.unet
         self.changes = {who: read_lora(unet, who.file) for who in (Known(*each) for each in PEOPLE)}
         self._merged: dict[frozenset[Known], MoAPipeline] = {}
+        self._plain: dict[tuple[str, int], Tensor] = {}
 
     def plain(self, pair: Pair) -> Tensor:
-        return _drawn(self.prior, pair)
+        """The prior's pictures, drawn once."""
+        key = pair.case.scene.caption, pair.case.seed
+        if key not in self._plain:
+            self._plain[key] = _drawn(self.prior, pair)
+        return self._plain[key]
 
     def ordinary(self, pair: Pair) -> Tensor:
         """Both LoRAs in all of the picture."""
@@ -152,6 +158,7 @@ class Joined:
     prior: MoAUNet
     others: list[MoAUNet]
     masks: Tensor
+    call_type = UNetCall
 
     def run(self, latents: Tensor, timestep: Tensor, context: Tensor, call: None) -> Tensor:
         masks = self.masks.repeat(len(latents) // len(self.masks), 1, 1, 1)[:, :, None]  # [2B, K, 1, h, w]
