@@ -65,6 +65,7 @@ class MoAPatchModel(io.ComfyNode):
                         min=0,
                         max=MOST_SUBJECTS,
                     ),
+                    optional=True,  # as `moa` before it: the host shows sockets that may stay open behind the others
                     tooltip="From Subject Encoder or LoRA Subject; up to 8.",
                 ),
                 io.Float.Input(

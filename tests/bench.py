@@ -65,6 +65,9 @@ def main() -> None:
     parser.add_argument(
         "--use-pytorch-cross-attention", action="store_true", help="ComfyUI's flag: on a CPU its default is slower"
     )
+    parser.add_argument(
+        "--rows", nargs="+", default=[""], help="parts of the names of the rows to time beside the prior"
+    )
     options = parser.parse_args()
     flags = ["--use-pytorch-cross-attention"] * options.use_pytorch_cross_attention
     flags += ["--cpu"] * (not torch.cuda.is_available())
@@ -73,10 +76,10 @@ def main() -> None:
     print(shares)
     with torch.inference_mode():
         for shape in options.shapes:
-            bench(host, shape, options.areas, options.rounds, shares)
+            bench(host, shape, options.areas, options.rounds, shares, options.rows)
 
 
-def bench(host, shape: str, areas: list[float], rounds: int, shares: TrainedShares) -> None:
+def bench(host, shape: str, areas: list[float], rounds: int, shares: TrainedShares, rows: list[str]) -> None:
     import comfy.sd
 
     config, pixels, peer = SHAPES[shape]
@@ -93,7 +96,10 @@ def bench(host, shape: str, areas: list[float], rounds: int, shares: TrainedShar
     steps = {name: comfyui_step(host, one, config["context_dim"], pixels // 8) for name, one in models.items()}
     steps["masked hooks, 2"] = comfyui_step(host, model, config["context_dim"], pixels // 8, files)
     device, dtype = model.load_device, model.model_dtype()
-    steps |= peer_steps(peer().eval().to(device, dtype), config["context_dim"], pixels // 8)
+    peers = peer_steps(peer().eval().to(device, dtype), config["context_dim"], pixels // 8)
+    wanted = {name for name in steps | peers if any(row in name for row in rows)} | {"prior"}
+    wanted |= {"diffusers"} if wanted & peers.keys() else set()
+    steps = {name: step for name, step in (steps | peers).items() if name in wanted}
     taken: dict[str, list[Step]] = {name: [] for name in steps}
     for round in range(rounds + 1):  # the first round warms up
         for name, step in steps.items():
@@ -105,11 +111,12 @@ def bench(host, shape: str, areas: list[float], rounds: int, shares: TrainedShar
     print(f"{'':20}{'s/step':>10}{'ratio':>8}{'peak MiB':>10}{'asked':>8}")
     medians = {name: statistics.median(step.seconds for step in each[1:]) for name, each in taken.items()}
     for name, seconds in medians.items():
-        ratio, last = seconds / medians["prior" if name in models else "diffusers"], taken[name][-1]
+        ratio, last = seconds / medians["diffusers" if name in peers else "prior"], taken[name][-1]
         asked = "" if last.asked is None else f"{last.asked:.0%}"
         print(f"{name:20}{seconds:10.4f}{ratio:8.2f}{last.memory:10.0f}{asked:>8}")
-    recording = [step.recording / step.seconds for name in models if name != "prior" for step in taken[name][1:]]
-    print(f"recording the trace: {statistics.median(recording):.2%} of a step")
+    recording = [step.recording / step.seconds for name in steps for step in taken[name][1:] if step.recording]
+    if recording:
+        print(f"recording the trace: {statistics.median(recording):.2%} of a step")
 
 
 def make_models(host, config: dict):

@@ -39,6 +39,8 @@ PEOPLE = (("man", 18), ("man", 8), ("woman", 10))
 """Whom the shipped LoRAs are of: word and person of `training.toy person-lora`."""
 BATCH = 3
 PROMPTS = 18
+FOUND_AFTER = 2
+"""Steps from which masks that are found once are taken."""
 
 
 @dataclass(frozen=True)
@@ -118,9 +120,19 @@ class Drawer:
         drawn.unet = Joined(self.prior.unet, [self.merged(who).unet for who in pair.people], masks)
         return _drawn(drawn, pair)
 
-    def routed(self, pair: Pair, own_text: bool = True) -> Tensor:
-        """As LoRA Subject does it; own_text: each LoRA reads the word that it knows."""
-        people = [Subject(torch.ones(1, 1), word, word) for word in pair.words]
+    def found_once(self, pair: Pair) -> Tensor:
+        """As FreeFuse (Liu et al., 2025) goes about it: masks from the first steps with both LoRAs at work, then fixed.
+
+        The masks are made by our own rule, from our own layers; FreeFuse has others.
+        """
+        people, seen = [Subject(torch.ones(1, 1), word, word) for word in pair.words], []
+        _drawn(self.merged(*pair.people), pair, people, watch=lambda call: seen.append(call.words.router.last()))
+        return self.routed(pair, False, areas=seen[FOUND_AFTER])
+
+    def routed(self, pair: Pair, own_text: bool = True, areas: Sequence[Tensor | None] = (None, None)) -> Tensor:
+        """As LoRA Subject does it; own_text: each LoRA reads the word that it knows; areas: of each, [B, h, w]."""
+        ones = torch.ones(1, 1)
+        people = [Subject(ones, word, word, area=area) for word, area in zip(pair.words, areas, strict=True)]
         deltas = deltas_of(self.prior.base.unet, [self.changes[who] for who in pair.people])
         adapters = Adapters({}, {people[0]: [0], people[1]: [1]}, deltas)
         pipeline = MoAPipeline(self.prior.base, unet=self.prior.unet, adapters=adapters)
@@ -168,10 +180,12 @@ class Joined:
         return drawn
 
 
-def _drawn(pipeline: MoAPipeline, pair: Pair, people: Sequence[Subject] = (), texts: Sequence[OwnText] = ()) -> Tensor:
+def _drawn(
+    pipeline: MoAPipeline, pair: Pair, people: Sequence[Subject] = (), texts: Sequence[OwnText] = (), **others
+) -> Tensor:
     """[B, 3, H, W] in -1..1."""
     options = {"steps": STEPS, "cfg": CFG, "seed": pair.case.seed, "batch": BATCH, "own_texts": texts}
-    pictures, _ = pipeline(pair.case.scene.caption, list(people), **options)
+    pictures, _ = pipeline(pair.case.scene.caption, list(people), **options, **others)
     return pictures.movedim(-1, 1) * 2 - 1
 
 
@@ -195,6 +209,7 @@ def row(name: str, parts: list[Figures]) -> str:
 WAYS: dict[str, tuple[bool, Callable[[Drawer, Pair], Tensor]]] = {
     "both LoRAs loaded the ordinary way": (False, Drawer.ordinary),
     "ComfyUI's masked LoRA hooks, perfect masks": (False, Drawer.masked),
+    "masks found once, both LoRAs at work (like FreeFuse)": (False, Drawer.found_once),
     "LoRA Subject": (False, Drawer.routed),
     "both called `man`: ordinary": (True, Drawer.ordinary),
     "both called `man`: LoRA Subject, without triggers": (True, lambda drawer, pair: drawer.routed(pair, False)),
