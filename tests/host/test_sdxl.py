@@ -40,7 +40,7 @@ def places(conditioning) -> list[tuple[int, str]]:
     return [(binding.position, binding.subject.word) for binding in conditioning[0][1][KEY].bindings]
 
 
-def test_two_people_change_the_picture_each_and_strength_0_and_the_beginning_not_one_bit(host, sdxl, ip_moa):
+def test_two_people_change_the_picture_each_in_one_step_too_and_strength_0_not_one_bit(host, sdxl, ip_moa):
     prompt = "a man and a woman in paris"
     plain = [host.prompt(sdxl[1], text) for text in (prompt, "ugly")]
 
@@ -51,7 +51,8 @@ def test_two_people_change_the_picture_each_and_strength_0_and_the_beginning_not
     man, both = drawn("man"), drawn("man", "woman")
     assert (man - alone).abs().max() > 1e-2 and (both - man).abs().max() > 1e-2
     assert torch.equal(drawn("man", widgets={"strength": 0.0}), alone)
-    assert torch.equal(drawn("man", steps=1), host.sample(sdxl[0], *plain, steps=1)["samples"])
+    once = drawn("man", steps=1) - host.sample(sdxl[0], *plain, steps=1)["samples"]
+    assert once.abs().max() > 1e-2
 
 
 def test_rows_batched_or_split_give_the_same(host, sdxl, ip_moa, monkeypatch):
