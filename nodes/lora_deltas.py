@@ -29,7 +29,7 @@ def build_deltas(
 
     Raises ValueError for a file that changes nothing of this MODEL.
     """
-    unet, dtype = model.model.diffusion_model, model.model.manual_cast_dtype or model.model_dtype()
+    unet = model.model.diffusion_model
     layers: dict[str, dict[int, Change]] = {}
     messages = []
     for part, file in enumerate(files):
@@ -41,7 +41,7 @@ def build_deltas(
     built = {
         name: LayerDeltas(unet.get_submodule(name), parts, comfy.ops.manual_cast) for name, parts in layers.items()
     }
-    return Deltas(built, len(files)).to(dtype).eval().requires_grad_(False), messages
+    return Deltas(built, len(files)).eval(), messages
 
 
 def _changes(model: ModelPatcher, file: LoRAFile, patches: dict) -> tuple[dict[str, Change], list[str]]:
@@ -71,16 +71,17 @@ def _has_a_place(name: str, layer: nn.Module | None) -> bool:
 
 def _change(model: ModelPatcher, key: str, kind: str, patch, strength: float) -> Change:
     """Two thin matrices where the file has them; else the difference that the host's own calculation makes."""
-    shape = model.get_model_object(key).shape
+    shape, dtype = model.get_model_object(key).shape, model.model.manual_cast_dtype or model.model_dtype()
     if isinstance(patch, LoRAAdapter):
         up, down, alpha, *others = patch.weights
         fits = up.flatten(1).shape[1] == len(down) and (len(up), down[0].numel()) == (shape[0], shape[1:].numel())
         if fits and all(other is None for other in others):
             scale = strength * (1.0 if alpha is None else alpha / len(down))
-            return LowRank(up.flatten(1).float() * scale, down.float().reshape(len(down), *shape[1:]))
+            return LowRank((up.flatten(1).float() * scale).to(dtype), down.to(dtype).reshape(len(down), *shape[1:]))
     before = _own_weight(model, key)
     after = comfy.lora.calculate_weight([(strength, patch, 1.0, None, None)], before.clone(), key)
-    return Difference(after - before, None) if kind == "weight" else Difference(None, after - before)
+    change = (after - before).to(dtype)
+    return Difference(change, None) if kind == "weight" else Difference(None, change)
 
 
 def _own_weight(model: ModelPatcher, key: str) -> Tensor:

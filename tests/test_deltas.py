@@ -1,5 +1,7 @@
 """Deltas of one layer: each part's change where its subject is, in few calls, whatever the number of subjects."""
 
+import copy
+
 import pytest
 import torch
 from hypothesis import given
@@ -9,6 +11,18 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from moa_core.adapters.deltas import Amounts, Deltas, Difference, LayerDeltas, LowRank
 from moa_core.adapters.layer_hooks import deltas_on
+from moa_core.adapters.run import Adapters
+from moa_core.address import block_shapes
+from moa_core.run import Run
+from moa_core.subjects.binding import Binding
+from moa_core.subjects.rows import Row
+from moa_core.subjects.subject import Subject
+from moa_core.subjects.view import View
+from training.host.adapter import MoAUNet
+from training.host.lora import deltas_of, read_lora
+from training.host.prior import prior_of
+from training.toy.pretrain.lora import save_lora, with_fresh_lora
+from training.toy.pretrain.low_rank import low_rank_updates
 
 SIZE = (4, 6)
 LAYERS = {
@@ -112,3 +126,28 @@ def test_hooks_are_gone_whatever_ends_the_block():
         torch.testing.assert_close(network.proj_in(x), plain + 1)
         raise ZeroDivisionError
     assert torch.equal(network.proj_in(x), plain)
+
+
+@torch.no_grad()
+def test_in_diffusers_a_lora_over_the_whole_picture_is_pefts(toy_base, tmp_path):
+    """A positive and a negative row; the text is the prompt's own, which the LoRA's layers read."""
+    unet, random = copy.deepcopy(toy_base.unet), torch.Generator().manual_seed(0)
+    with torch.enable_grad():
+        theirs = with_fresh_lora(copy.deepcopy(unet), 4, ("to_", "proj_", "ff.net", "conv1", "conv2"))
+    for _, up, down in low_rank_updates(theirs):
+        for factor in (up, down):
+            factor.copy_((0.2 * torch.randn(factor.shape, generator=random)).half())
+    save_lora(theirs, tmp_path / "some.safetensors")
+    person = Subject(torch.ones(1, 1), "man", "man", area=torch.ones(1, 16, 16))
+    deltas = deltas_of(unet, [read_lora(unet, tmp_path / "some.safetensors")])
+    rows = [Row(View(0), (Binding(3, person),), 77, True), Row(View(0), (), 77, False)]
+    latents, context = torch.randn(2, 4, 16, 16, generator=random), torch.randn(2, 77, 64, generator=random)
+    timestep = torch.tensor([500.0, 500.0])
+    prior, expected = (each(latents, timestep, context).sample for each in (unet, theirs))
+    adapters = Adapters({}, {person: [0]}, deltas)
+    run = Run([person], 1, (16, 16), [500.0], block_shapes(unet.state_dict()), adapters=adapters)
+    call = run.call(rows, 500.0, latents, context, timestep, prior_of(unet))
+    ours = MoAUNet(unet, None).run(latents, timestep, context, call)
+    effect = (expected - prior).abs().max()
+    assert effect > 0.1 and (ours - expected).abs().max() < 1e-5 * effect
+    assert not run.wants_scouting

@@ -1,11 +1,14 @@
 """LoRA subjects in the host: each LoRA is itself where its word is, and what it leaves behind is nothing."""
 
+import copy
+
 import pytest
 import torch
 from lora_files import KINDS, random_lora
 from narrow_sdxl import narrow_model, shallow_clip
 from safetensors.torch import save_file
 from sdxl import TINY, sdxl_unet
+from test_parity import calls
 
 PROMPT, NEGATIVE = "a man and a woman in paris", "ugly"
 KEY = "moa_bound_prompt"
@@ -307,3 +310,48 @@ def test_what_does_not_fit_is_refused_or_named(host, loaded, loras, sdxl, moa, c
         host.run("MoASubjectInterpolate", lora, photo, 0.5, 1, "linear")
     with pytest.raises(ValueError, match="'word' is empty"):
         lora_subject(host, "random-0.safetensors", "  ")
+
+
+def test_comfyui_and_diffusers_agree(host, loaded, toy_base):
+    """Two LoRAs in two halves of the picture, one of them with a text of its own, at two noise levels."""
+    from moa_core.adapters.run import Adapters
+    from moa_core.address import block_shapes
+    from moa_core.run import Run
+    from moa_core.subjects.binding import Binding, OwnText
+    from moa_core.subjects.rows import Row
+    from moa_core.subjects.subject import Subject
+    from moa_core.subjects.view import View
+    from training.host.adapter import MoAUNet
+    from training.host.lora import deltas_of, read_lora
+    from training.host.prior import prior_of
+
+    names = [written(host, random_lora(loaded[0], seed=n), f"both-{n}.safetensors") for n in range(2)]
+    left, right = torch.zeros(1, 16, 16), torch.zeros(1, 16, 16)
+    left[..., :7], right[..., 9:] = 1, 1
+    random = torch.Generator().manual_seed(3)
+    context, own = (torch.randn(1, 77, 64, generator=random) for _ in range(2))
+    inputs, timesteps = torch.randn(2, 2, 4, 16, 16, generator=random), torch.tensor([700.0, 300.0])
+
+    subjects = [lora_subject(host, name, area=area) for name, area in zip(names, (left, right), strict=True)]
+    patched = host.patch(*loaded[:2], None, *subjects)[0]
+    binding, people = host.module("moa_core.subjects.binding"), patched.get_attachment("moa").subjects
+    bound = tuple(binding.Binding(place, subject) for place, subject in zip((5, 60), people, strict=True))
+    note = binding.BoundPrompt("a man and a man", bound, (binding.OwnText(people[1], (own,)),))
+    sigmas = patched.get_model_object("model_sampling").sigma(timesteps)
+    theirs = calls(patched, [[context, {KEY: note}]], inputs, sigmas)
+
+    with torch.inference_mode(False):
+        unet = copy.deepcopy(toy_base.unet)
+    ours = [Subject(torch.ones(1, 1), "man", "man", area=area) for area in (left, right)]
+    files = [read_lora(unet, host.base / "models/loras" / name) for name in names]
+    adapters = Adapters({}, {ours[0]: [0], ours[1]: [1]}, deltas_of(unet, files))
+    run = Run(ours, 2, (16, 16), timesteps.tolist(), block_shapes(unet.state_dict()), adapters=adapters)
+    bindings = tuple(Binding(place, subject) for place, subject in zip((5, 60), ours, strict=True))
+    rows = [Row(View(n), bindings, 77, True, (OwnText(ours[1], (own,)),)) for n in range(2)]
+    wrapped, contexts = MoAUNet(unet, None), context.expand(2, -1, -1)
+    for x, timestep, their in zip(inputs, timesteps, theirs, strict=True):
+        times = timestep.expand(2)
+        call = run.call(rows, float(timestep), x, contexts, times, prior_of(unet))
+        our, prior = wrapped.run(x, times, contexts, call), wrapped.run(x, times, contexts, None)
+        effect = (our - prior).abs().max()
+        assert effect > 0.1 and (our - their).abs().max() < 1e-5 * max(effect, our.abs().max())
