@@ -19,6 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from moa_core.adapters.run import Adapters
+from moa_core.learned.moa_file import load_moa
 from moa_core.learned.unet_call import UNetCall
 from moa_core.subjects.binding import OwnText
 from moa_core.subjects.subject import Subject
@@ -28,7 +29,7 @@ from training.host.adapter import MoAUNet
 from training.host.lora import deltas_of, read_lora
 from training.host.pipeline import MoAPipeline
 from training.host.pretrained import load_base
-from training.toy.cases import CFG, STEPS, Case
+from training.toy.cases import CFG, STEPS, Case, reference
 from training.toy.figures import Figures, judge, judge_change
 from training.toy.judges import Readout
 from training.toy.renders import IDENTITY
@@ -96,6 +97,7 @@ class Drawer:
         unet = self.prior.base.unet
         self.changes = {who: read_lora(unet, who.file) for who in (Known(*each) for each in PEOPLE)}
         self._merged: dict[frozenset[Known], MoAPipeline] = {}
+        self._learned = MoAPipeline(load_base(BASE), load_moa(MODELS / "moa/moa-toy.safetensors"))
         self._plain: dict[tuple[str, int], Tensor] = {}
 
     def plain(self, pair: Pair) -> Tensor:
@@ -142,6 +144,16 @@ class Drawer:
                 earlier = pair.words[:number].count(subject.word)
                 texts.append(pipeline.own_text(prompt, subject, earlier, who.word))
         return _drawn(pipeline, pair, people, texts)
+
+    def beside_photo(self, pair: Pair) -> Tensor:
+        """The first from the LoRA, the second from one picture, by the toy MoA."""
+        first, second = pair.people
+        learned = self._learned
+        by_lora = Subject(torch.ones(1, 1), first.word, first.word, adapter=first)
+        by_photo = reference(learned, second.identity, second.word)
+        deltas = deltas_of(learned.base.unet, [self.changes[first]])
+        adapters = Adapters({}, {by_lora: [0]}, deltas)
+        return _drawn(MoAPipeline(learned.base, learned.moa, learned.unet, adapters), pair, [by_lora, by_photo])
 
     def alone(self, pair: Pair) -> Iterator[tuple[Case, Tensor]]:
         """Each of the two alone, in a picture of one person."""
@@ -209,8 +221,9 @@ def row(name: str, parts: list[Figures]) -> str:
 WAYS: dict[str, tuple[bool, Callable[[Drawer, Pair], Tensor]]] = {
     "both LoRAs loaded the ordinary way": (False, Drawer.ordinary),
     "ComfyUI's masked LoRA hooks, perfect masks": (False, Drawer.masked),
-    "masks found once, both LoRAs at work (like FreeFuse)": (False, Drawer.found_once),
+    "masks found once with both LoRAs at work, then kept": (False, Drawer.found_once),
     "LoRA Subject": (False, Drawer.routed),
+    "one a LoRA Subject, the other from a photo": (False, Drawer.beside_photo),
     "both called `man`: ordinary": (True, Drawer.ordinary),
     "both called `man`: LoRA Subject, without triggers": (True, lambda drawer, pair: drawer.routed(pair, False)),
     "both called `man`: LoRA Subject": (True, Drawer.routed),
