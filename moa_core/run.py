@@ -81,14 +81,14 @@ class Run:
         work at this level; None is all. weights: tells apart what the host has made of the prior's weights, where
         that changes in a run. Waits for the device when the level is a new one, and never afterwards.
         """
-        shares = self.router.at(level)
+        self.router.begin(level)
         words = WordReader(self.router, self.read, rows, context.shape[1]) if self.read else None
         if self.scouting:
             return Call(prior, attend, context, words, None, None)
         adapters = learned = None
         if self.adapters is not None:
             there = self.router.subjects if present is None else present
-            adapters = self.adapters.call(rows, shares, latents, context, prior, there, weights)
+            adapters = self.adapters.call(rows, self.router.last(), latents, context, prior, there, weights)
         if self.learned is not None and level <= self.learned_from:
             taken = None if adapters is None else adapters.share
             learned = self.learned.call(rows, level, latents, context, timestep, attend, taken)

@@ -27,13 +27,18 @@ def build_deltas(
 ) -> tuple[Deltas, list[Message]]:
     """The n-th file is the n-th part; and what is to be said of what was left out.
 
-    Raises ValueError for a file that changes nothing of this MODEL.
+    Raises ValueError for a file that is for another family.
     """
     unet = model.model.diffusion_model
     layers: dict[str, dict[int, Change]] = {}
     messages = []
     for part, file in enumerate(files):
-        changes, left_out = _changes(model, file, file.model_patches(model, clip))
+        patches = file.model_patches(model, clip)
+        if not patches and not (clip and file.clip_patches(clip)):
+            raise ValueError(
+                _for_another_family(model, file, f"its {len(file.weights)} weights fit none of its layers")
+            )
+        changes, left_out = _changes(model, file, patches)
         for name, change in changes.items():
             layers.setdefault(name, {})[part] = change
         if left_out:
@@ -46,12 +51,6 @@ def build_deltas(
 
 def _changes(model: ModelPatcher, file: LoRAFile, patches: dict) -> tuple[dict[str, Change], list[str]]:
     """What a file changes, by the layer's name within the U-Net, and the names of what has no place in a picture."""
-    if not patches:
-        raise ValueError(
-            f"MoA Patch Model: the LoRA '{file.name}' changes nothing of this {type(model.model.model_config).__name__}"
-            f" MODEL: its {len(file.weights)} weights are named for another family. Load a checkpoint of the family it "
-            "was trained on, or choose another LoRA in LoRA Subject"
-        )
     unet, changes, left_out = model.model.diffusion_model, {}, []
     for key, patch in patches.items():
         name, _, kind = ("" if isinstance(key, tuple) else key.removeprefix(UNET)).rpartition(".")
@@ -59,7 +58,11 @@ def _changes(model: ModelPatcher, file: LoRAFile, patches: dict) -> tuple[dict[s
         if not _has_a_place(name, layer) or kind not in ("weight", "bias"):
             left_out.append(str(key))
         elif file.strength:
-            changes[name] = _joined(changes.get(name), _change(model, key, kind, patch, file.strength))
+            change = _change(model, file, key, patch)
+            if change is None:  # the host itself makes nothing of it, and has logged why
+                left_out.append(str(key))
+            else:
+                changes[name] = _joined(changes.get(name), change)
     return changes, left_out
 
 
@@ -69,19 +72,35 @@ def _has_a_place(name: str, layer: nn.Module | None) -> bool:
     return isinstance(layer, nn.Conv2d) or (isinstance(layer, nn.Linear) and transformer_of(name) is not None)
 
 
-def _change(model: ModelPatcher, key: str, kind: str, patch, strength: float) -> Change:
-    """Two thin matrices where the file has them; else the difference that the host's own calculation makes."""
+def _change(model: ModelPatcher, file: LoRAFile, key: str, patch) -> Change | None:
+    """Two thin matrices where the file has them; else the difference that the host's own calculation makes.
+
+    Raises ValueError for matrices of another family's layers.
+    """
     shape, dtype = model.get_model_object(key).shape, model.model.manual_cast_dtype or model.model_dtype()
-    if isinstance(patch, LoRAAdapter):
-        up, down, alpha, *others = patch.weights
-        fits = up.flatten(1).shape[1] == len(down) and (len(up), down[0].numel()) == (shape[0], shape[1:].numel())
-        if fits and all(other is None for other in others):
-            scale = strength * (1.0 if alpha is None else alpha / len(down))
-            return LowRank((up.flatten(1).float() * scale).to(dtype), down.to(dtype).reshape(len(down), *shape[1:]))
+    if isinstance(patch, LoRAAdapter) and all(other is None for other in patch.weights[3:]):
+        up, down, alpha = patch.weights[:3]
+        if (len(up), down[0].numel()) != (shape[0], shape[1:].numel()):
+            sizes = (
+                f"{key.removeprefix(UNET)} is for {len(up)}x{down[0].numel()}, and here {shape[0]}x{shape[1:].numel()}"
+            )
+            raise ValueError(_for_another_family(model, file, sizes))
+        scale = file.strength * (1.0 if alpha is None else alpha / len(down))
+        return LowRank((up.flatten(1).float() * scale).to(dtype), down.to(dtype).reshape(len(down), *shape[1:]))
     before = _own_weight(model, key)
-    after = comfy.lora.calculate_weight([(strength, patch, 1.0, None, None)], before.clone(), key)
+    after = comfy.lora.calculate_weight([(file.strength, patch, 1.0, None, None)], before.clone(), key)
     change = (after - before).to(dtype)
-    return Difference(change, None) if kind == "weight" else Difference(None, change)
+    if not bool(change.any()):
+        return None
+    return Difference(None, change) if key.endswith(".bias") else Difference(change)
+
+
+def _for_another_family(model: ModelPatcher, file: LoRAFile, found: str) -> str:
+    return (
+        f"MoA Patch Model: the LoRA '{file.name}' is for another family than this "
+        f"{type(model.model.model_config).__name__} MODEL: {found}. Load a checkpoint of the family it was trained on, or "
+        "choose another LoRA in LoRA Subject"
+    )
 
 
 def _own_weight(model: ModelPatcher, key: str) -> Tensor:

@@ -291,12 +291,16 @@ def test_a_lora_and_a_photo_and_a_learned_subject_in_one_picture(host, loaded, l
 def test_what_does_not_fit_is_refused_or_named(host, loaded, loras, sdxl, moa, caplog):
     model, clip, _ = loaded
     weights = random_lora(model, only="attn1.to_q")
-    with pytest.raises(ValueError, match=r"'sdxl-alone.*changes nothing of this MoAToy.*another family.*LoRA Subject"):
+    with pytest.raises(ValueError, match=r"'flux.*than this MoAToy MODEL: its 2 weights fit none.*LoRA Subject"):
         flux = {
             f"lora_unet_double_blocks_0_img_attn_qkv.{n}": torch.randn(4, 4)
             for n in ("lora_up.weight", "lora_down.weight")
         }
-        host.patch(model, clip, None, lora_subject(host, written(host, flux, "sdxl-alone.safetensors")))
+        host.patch(model, clip, None, lora_subject(host, written(host, flux, "flux.safetensors")))
+    wide = random_lora(model, only="to_q")
+    wide = {n: torch.cat([w, w], dim=1) if n.endswith("lora_down.weight") else w for n, w in wide.items()}
+    with pytest.raises(ValueError, match=r"'wide.*another family than this MoAToy.*to_q.weight is for 64x128"):
+        host.patch(model, clip, None, lora_subject(host, written(host, wide, "wide.safetensors")))
     timed = {"lora_unet_time_embedding_linear_1.lora_up.weight": torch.randn(256, 4)}
     timed["lora_unet_time_embedding_linear_1.lora_down.weight"] = torch.randn(4, 64)
     host.patch(model, clip, None, lora_subject(host, written(host, weights | timed, "timed.safetensors")))
