@@ -35,9 +35,8 @@ def build_deltas(
     for part, file in enumerate(files):
         patches = file.model_patches(model, clip)
         if not patches and not (clip and file.clip_patches(clip)):
-            raise ValueError(
-                _for_another_family(model, file, f"its {len(file.weights)} weights fit none of its layers")
-            )
+            found = f"its {len(file.weights)} weights fit none of its layers"
+            raise ValueError(_for_another_family(model, file, found))
         changes, left_out = _changes(model, file, patches)
         for name, change in changes.items():
             layers.setdefault(name, {})[part] = change
@@ -81,10 +80,9 @@ def _change(model: ModelPatcher, file: LoRAFile, key: str, patch) -> Change | No
     if isinstance(patch, LoRAAdapter) and all(other is None for other in patch.weights[3:]):
         up, down, alpha = patch.weights[:3]
         if (len(up), down[0].numel()) != (shape[0], shape[1:].numel()):
-            sizes = (
-                f"{key.removeprefix(UNET)} is for {len(up)}x{down[0].numel()}, and here {shape[0]}x{shape[1:].numel()}"
-            )
-            raise ValueError(_for_another_family(model, file, sizes))
+            there, here = f"{len(up)}x{down[0].numel()}", f"{shape[0]}x{shape[1:].numel()}"
+            found = f"{key.removeprefix(UNET)} is for {there}, and here {here}"
+            raise ValueError(_for_another_family(model, file, found))
         scale = file.strength * (1.0 if alpha is None else alpha / len(down))
         return LowRank((up.flatten(1).float() * scale).to(dtype), down.to(dtype).reshape(len(down), *shape[1:]))
     before = _own_weight(model, key)
@@ -96,10 +94,10 @@ def _change(model: ModelPatcher, file: LoRAFile, key: str, patch) -> Change | No
 
 
 def _for_another_family(model: ModelPatcher, file: LoRAFile, found: str) -> str:
+    family = type(model.model.model_config).__name__
     return (
-        f"MoA Patch Model: the LoRA '{file.name}' is for another family than this "
-        f"{type(model.model.model_config).__name__} MODEL: {found}. Load a checkpoint of the family it was trained on, or "
-        "choose another LoRA in LoRA Subject"
+        f"MoA Patch Model: the LoRA '{file.name}' is for another family than this {family} MODEL: {found}. Load a "
+        "checkpoint of the family it was trained on, or choose another LoRA in LoRA Subject"
     )
 
 
@@ -125,6 +123,6 @@ def _joined(known: Change | None, more: Change) -> Change:
 def _left_out(file: LoRAFile, names: list[str]) -> Message:
     return Message(
         f"'{file.name}': {len(names)} of its changes are left out.",
-        f"They have no place in the picture (time embeddings, norms: {names[0]}), so they cannot act on one person "
-        "alone. The rest of the file acts.",
+        f"Time embeddings and norms have no place in the picture, so they cannot act on one person alone ({names[0]}, "
+        "for one). The rest of the file acts.",
     )
