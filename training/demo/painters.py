@@ -24,7 +24,7 @@ from training.comfyui.templates import saved_by
 from training.demo.applications import APPLICATIONS, NOT_ONE_CALL, ByLoRA, Shot
 from training.demo.graph import graph
 from training.demo.takes import CFG, CHECKPOINT, MOA, STEPS, Take, Who
-from training.host.lora import deltas_of, read_lora
+from training.host.lora import deltas_of, read_lora, write_into
 from training.host.pipeline import Control, MoAPipeline, controlled_by
 from training.host.pretrained import load_base
 from training.host.tokenizer import bind_prompt
@@ -56,9 +56,7 @@ class DiffusersPainter:
         """With these LoRAs written into the base model."""
         base = load_base(self.models / "checkpoints" / CHECKPOINT)
         for file in loras:
-            for name, change in read_lora(base.unet, self.models / "loras" / file).items():
-                layer = base.unet.get_submodule(name)
-                layer.weight.data += (change.up @ change.down.flatten(1)).view_as(layer.weight)
+            write_into(base.unet, read_lora(base.unet, self.models / "loras" / file))
         return MoAPipeline(base, load_moa(self.models / "moa" / MOA))
 
     def subject(self, who: Who | ByLoRA) -> Subject:

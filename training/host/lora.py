@@ -23,6 +23,13 @@ def read_lora(unet: nn.Module, path: Path) -> dict[str, LowRank]:
     return dict(_read(unet, path))
 
 
+def write_into(unet: nn.Module, changes: Mapping[str, LowRank]) -> None:
+    """The ordinary way: the file's changes become the layers' own, in all of the picture."""
+    for name, change in changes.items():
+        layer = unet.get_submodule(name)
+        layer.weight.data += (change.up @ change.down.flatten(1)).view_as(layer.weight)
+
+
 def deltas_of(unet: nn.Module, files: Sequence[Mapping[str, LowRank]]) -> Deltas:
     """The n-th file is the n-th part."""
     layers: dict[str, dict[int, LowRank]] = {}

@@ -26,7 +26,7 @@ from moa_core.subjects.subject import Subject
 from toy_world.world import ACTIONS, PLACES, Identity, Person, Scene, sample_clothes, someone
 from training.finetune.contact_sheet import sheet
 from training.host.adapter import MoAUNet
-from training.host.lora import deltas_of, read_lora
+from training.host.lora import deltas_of, read_lora, write_into
 from training.host.pipeline import MoAPipeline
 from training.host.pretrained import load_base
 from training.toy.cases import CFG, STEPS, Case, reference
@@ -168,9 +168,7 @@ class Drawer:
         if key not in self._merged:
             base = load_base(BASE)
             for who in people:
-                for name, change in self.changes[who].items():
-                    layer = base.unet.get_submodule(name)
-                    layer.weight.data += (change.up @ change.down.flatten(1)).view_as(layer.weight)
+                write_into(base.unet, self.changes[who])
             self._merged[key] = MoAPipeline(base)
         return self._merged[key]
 
