@@ -83,8 +83,9 @@ def test_the_pose_controlnet_is_the_same_in_both_hosts(host, loaded, base, input
 
 
 def test_the_style_lora_is_the_same_in_both_hosts(host, loaded, base, inputs):
+    from training.host.lora import read_lora, write_into
     from training.toy.pretrain import style_lora
-    from training.toy.pretrain.lora import LoRADenoiser, load_lora, save_lora
+    from training.toy.pretrain.lora import LoRADenoiser, save_lora
 
     with torch.inference_mode(False):
         model = LoRADenoiser(base, style_lora.RANK, style_lora.LAYERS).eval()
@@ -96,7 +97,8 @@ def test_the_style_lora_is_the_same_in_both_hosts(host, loaded, base, inputs):
     styled = host.run("LoraLoaderModelOnly", loaded[0], "style.safetensors", 1.0)[0]
     theirs, plain = predicted(host, styled, prompt, inputs), predicted(host, loaded[0], prompt, inputs)
     with torch.inference_mode(False):
-        model.unet = load_lora(read_base(host).unet, path)
+        model.unet = read_base(host).unet
+        write_into(model.unet, read_lora(model.unet, path))
     model.text_encoder = HostsText(prompt)
     for x, timestep, their, prior in zip(inputs, TIMESTEPS, theirs, plain, strict=True):
         ours = model(x, timestep.expand(2), None)

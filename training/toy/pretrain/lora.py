@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from moa_core.files.whole_file import whole
 from training.host.base import Base
-from training.host.lora import ALPHA, DOWN, UP, in_file, read_lora
+from training.host.lora import ALPHA, DOWN, UP, in_file
 from training.toy.pretrain.loop import plain_attention
 from training.toy.pretrain.low_rank import low_rank_updates, with_low_rank
 
@@ -46,14 +46,3 @@ def save_lora(unet: nn.Module, path: Path) -> None:
         weights[layer + ALPHA] = torch.tensor(float(down.shape[0]))
     with whole(path) as unfinished:
         save_file({k: v.detach().cpu().half().contiguous() for k, v in weights.items()}, unfinished, {"format": "pt"})
-
-
-def load_lora(unet: UNet2DConditionModel, path: Path) -> UNet2DConditionModel:
-    """The U-Net with what `save_lora` wrote."""
-    updates = read_lora(unet, path)
-    rank = len(next(iter(updates.values())).down)
-    styled = with_low_rank(unet, rank, updates.__contains__)
-    for name, up, down in low_rank_updates(styled):
-        up.data.copy_(updates[name].up.view_as(up))
-        down.data.copy_(updates[name].down)
-    return styled
