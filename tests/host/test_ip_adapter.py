@@ -258,8 +258,9 @@ def test_areas_masks_long_prompts_and_pictures_that_are_not_square(host, loaded,
 
 
 def test_two_people_have_masks_that_part_the_subject_area_by_their_words(host, loaded, each_moa):
-    model, positive, negative = patched(host, loaded, each_moa, "man", "woman")
-    drawn = host.sample(model, positive, negative, steps=4)
+    people = [host.subject(each_moa, seed, word) for seed, word in enumerate(("man", "woman"))]
+    model, clip = host.patch(*loaded[:2], each_moa, *people)
+    drawn = host.sample(model, host.prompt(clip, PROMPT), host.prompt(clip, "ugly"), steps=4)
     _, whole, masks = host.run("MoARouterVisualizer", model, drawn)
     assert masks.shape == (2, 128, 128) and masks[0].any() and masks[1].any()
     assert (masks.sum(dim=0) <= whole[0]).all() and masks.sum() > 0.9 * whole.sum()
