@@ -87,6 +87,8 @@ def test_a_subject_of_another_image_encoder_is_refused_by_both_names(host, loade
     host.patch(loaded[0], loaded[1], half(host, moa, "moa-half.safetensors"), subject)
     plus = adapter(host, toy_base.unet, tmp_path, "plus")
     person = host.run("MoASubjectEncoder", plus, torch.rand(1, 64, 64, 3), "man")[0]
+    host.patch(loaded[0], loaded[1], moa, person)  # a fresh one brings its own experts along, a saved one does not
+    person = host.run("MoALoadSubject", save(host, person))[0]
     with pytest.raises(ValueError, match=r"'plus\.safetensors'.*'moa-stirred\.safetensors'"):
         host.patch(loaded[0], loaded[1], moa, person)
     with pytest.raises(ValueError, match=r"'plus\.safetensors'.*'moa-stirred\.safetensors'"):
