@@ -48,9 +48,15 @@ toy-addons: setup
 		$(compiled) $(call resume,controlnet)
 	$(TOY) style-lora --run runs/toy --base models/checkpoints/moa-toy-base.safetensors --scenes 3000 --steps 450 \
 		$(compiled) $(call resume,style-lora)
+	for who in "man 18" "man 8" "woman 10"; do set -- $$who; name=$$1-$$2; \
+		resume=$$(test -e runs/toy/lora-$$name.safetensors && echo --resume); \
+		$(TOY) person-lora --run runs/toy --base models/checkpoints/moa-toy-base.safetensors --steps 350 \
+			--word $$1 --person $$2 $(compiled) $$resume || exit 1; \
+	done
 	mkdir -p models/controlnet models/loras
 	cp runs/toy/moa-toy-pose.safetensors models/controlnet
 	cp runs/toy/moa-toy-sticker.safetensors models/loras
+	for name in man-18 man-8 woman-10; do cp runs/toy/$$name.safetensors models/loras/moa-toy-$$name.safetensors; done
 
 toy-judges: setup
 	$(TOY) readout --run runs/toy --scenes 6000 --steps 1700 $(call resume,readout)
