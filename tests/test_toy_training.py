@@ -12,6 +12,7 @@ import torch
 from diffusers import AutoencoderTiny
 
 from toy_world import shape
+from training.host.lora import read_lora
 from training.host.narrow_vae import NarrowVAE
 from training.host.pretrained import fresh_moa, load_base
 from training.host.tokenizer import tokenize
@@ -19,12 +20,13 @@ from training.host.toy_base import load_toy, save_toy
 from training.toy.cases import Case, cases
 from training.toy.figures import GROW, Figures, assigned, judge_change, judge_routers
 from training.toy.judges import Readout
-from training.toy.pretrain import controlnet, loop, style_lora
+from training.toy.pretrain import controlnet, loop, person_lora, style_lora
 from training.toy.pretrain.autoencoder import train_vae
 from training.toy.pretrain.controlnet import train_controlnet
 from training.toy.pretrain.encoder import train_encoder
 from training.toy.pretrain.judges import readout_loss
 from training.toy.pretrain.loop import Plan, read
+from training.toy.pretrain.person_lora import train_person_lora
 from training.toy.pretrain.style_lora import train_style_lora
 from training.toy.pretrain.unet import PROMPTS, assemble, train_unet
 from training.toy.renders import ATTRIBUTES, views
@@ -126,6 +128,21 @@ def test_controlnet_and_lora_learn_beside_a_base_that_stays(tmp_path, toy_base, 
         assert (whole / file).read_bytes() == (halves / file).read_bytes()
     with pytest.raises(ValueError, match="elsewhere.safetensors does not exist: give --base"):
         train_style_lora(Plan(tmp_path, 1, **SMALL, base=tmp_path / "elsewhere.safetensors"))
+
+
+def test_a_persons_lora_is_of_that_person_and_small(tmp_path, toy_base, monkeypatch):
+    monkeypatch.setattr("training.toy.pretrain.on_base.HELD_OUT", 8)
+    monkeypatch.setattr("training.toy.pretrain.person_lora.HELD_OUT", 8)
+    monkeypatch.setattr("training.toy.pretrain.person_lora.PICTURES", 8)
+    save_toy(toy_base, tmp_path / "base.safetensors")
+    files = []
+    for run, person in (("one", 18), ("again", 18), ("other", 8)):
+        plan = Plan(tmp_path / run, 2, batch=4, base=tmp_path / "base.safetensors")
+        train_person_lora(plan, "man", person)
+        files.append((tmp_path / run / f"man-{person}.safetensors").read_bytes())
+    assert files[0] == files[1] != files[2] and len(files[0]) <= 450_000
+    changed = read_lora(toy_base.unet, tmp_path / "one/man-18.safetensors")
+    assert len(changed) == 84 and all(any(part in name for part in person_lora.LAYERS) for name in changed)
 
 
 def stop_after(last: int):
