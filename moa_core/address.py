@@ -75,6 +75,13 @@ class Address:
         return f"{side}_blocks.{level}.attentions.{place}.transformer_blocks.{self.index}"
 
 
+ATTENTIONS = ("attn1", "attn2")
+"""The two attention layers of a transformer block: self-attention and cross-attention."""
+
+Layer = tuple[Address, str]
+"""An attention layer: its block, and which of the block's two it is."""
+
+
 @dataclass(frozen=True)
 class BlockShape:
     """Widths of one transformer block: hidden channels, and channels of the text embedding it attends to."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .adapters.run import AdapterCall, AdapterRun, Adapters
-from .address import Address, BlockShape
+from .address import Address, BlockShape, Layer
 from .attention import Attend, Prior, attend
 from .learned.moa import Mixture
 from .learned.run import LearnedRun
@@ -125,8 +125,11 @@ class Call:
     ):
         self.prior, self.attend, self.context = prior, attend, context
         self.words, self.learned, self.adapters = words, learned, adapters
-        self.shares: dict[tuple[Address, str], Tensor] = {}
+        self.shares: dict[Layer, Tensor] = {}
         """The experts' share [B, h, w] of every layer met so far."""
+        learning = frozenset() if learned is None else learned.mixture.attentions
+        self.attentions = learning | {"attn2"} if self.in_attention else learning
+        """The kinds of attention that `mix` has to be called for."""
         self._attended: set[Address] = set()
 
     @property
@@ -163,8 +166,9 @@ class Call:
         if self.learned is None:
             return prior
         mixed = self.learned.mix(address, attention, h, prior, size)
-        share = self.learned.shares[address, attention]
-        own = self.shares.get((address, attention))
+        share, own = self.learned.shares.get((address, attention)), self.shares.get((address, attention))
+        if share is None:
+            return mixed
         self.shares[address, attention] = share if own is None else (share + own).clamp(max=1.0)
         return mixed
 

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from ..moa_core.address import Address, BlockShape
 from ..moa_core.attention import Attend, Prior, PriorAttention
-from ..moa_core.learned.moa import ATTENTIONS
 from ..moa_core.run import Call
 
 OVERRIDE = "optimized_attention_override"
@@ -51,6 +50,15 @@ def host_prior(unet: torch.nn.Module) -> Prior:
     return at
 
 
+def cast_to(dtype: torch.dtype, layers: torch.nn.Module) -> None:
+    """Have layers of the host's classes cast their weights where they are not of that type."""
+    for layer in layers.modules():
+        if hasattr(layer, "comfy_cast_weights") and any(own.dtype != dtype for own in layer.parameters(recurse=False)):
+            layer.comfy_cast_weights = True
+            if hasattr(layer, "prev_comfy_cast_weights"):  # what it goes back to once the host has it all on the device
+                layer.prev_comfy_cast_weights = True
+
+
 def patched_options(options: dict, call: Call) -> dict:
     """transformer_options of one U-Net call with the call's work in its attention layers.
 
@@ -59,7 +67,7 @@ def patched_options(options: dict, call: Call) -> dict:
     """
     options, patches = dict(options), dict(options.get("patches", {}))
     here = Here()
-    for attention in ATTENTIONS:
+    for attention in call.attentions:
         before, after = f"{attention}_patch", f"{attention}_output_patch"
         patches[before] = [_hold(here, attention), *patches.get(before, [])]
         patches[after] = [*patches.get(after, []), _mix(here, call, attention)]

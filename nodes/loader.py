@@ -16,7 +16,8 @@ from torch import Tensor
 
 from ..moa_core.address import Address, BlockShape
 from ..moa_core.files.fingerprint import fingerprint
-from ..moa_core.learned.moa import MoA
+from ..moa_core.learned.joined_layer import joined
+from ..moa_core.learned.moa import MoAConfig
 from ..moa_core.learned.moa_file import load_moa
 from ..moa_core.subjects.reference import MARGIN, MEAN, STD, prepare_reference
 from ..moa_core.subjects.subject import EncoderId
@@ -28,7 +29,7 @@ class LoadedMoA:
     """A MoA whose two halves ComfyUI loads, offloads and counts on their own."""
 
     name: str
-    moa: MoA
+    config: MoAConfig
     mixture: ModelPatcher
     """Experts, routers and subject prompt: wanted beside the U-Net."""
     image_encoder: ModelPatcher
@@ -36,36 +37,36 @@ class LoadedMoA:
 
     @property
     def base(self) -> str:
-        return self.moa.config.base
+        return self.config.base
 
     @property
     def feature_dim(self) -> int:
-        return self.moa.config.feature_dim
+        return self.config.feature_dim
 
     @property
     def shapes(self) -> list[BlockShape]:
-        return list(self.moa.config.blocks.values())
+        return list(self.config.blocks.values())
 
     @property
     def timesteps(self) -> int:
-        return self.moa.config.timesteps
+        return self.config.timesteps
 
     @cached_property
     def encoder(self) -> EncoderId:
-        settings = {"model": self.moa.config.image_encoder, "margin": MARGIN, "mean": MEAN, "std": STD}
-        return EncoderId(fingerprint(settings, self.moa.image_encoder), self.name)
+        settings = {"model": self.config.image_encoder, "margin": MARGIN, "mean": MEAN, "std": STD}
+        return EncoderId(fingerprint(settings, self.image_encoder.model), self.name)
 
     def fits(self, blocks: Mapping[Address, BlockShape]) -> bool:
-        return self.moa.config.blocks == blocks
+        return self.config.blocks == blocks
 
     def prepare(self, picture: Tensor, mask: Tensor | None) -> Tensor:
         """A picture [H, W, 3] and the mask [H, W] of its person -> [3, size, size]."""
-        return prepare_reference(picture, mask, self.moa.image_encoder.size)
+        return prepare_reference(picture, mask, self.image_encoder.model.size)
 
     def encode(self, prepared: Tensor) -> Tensor:
         """Prepared pictures [P, 3, size, size] -> features [P, F] on the CPU."""
         mm.load_models_gpu([self.image_encoder])
-        encoder, device = self.moa.image_encoder, self.image_encoder.load_device
+        encoder, device = self.image_encoder.model, self.image_encoder.load_device
         return encoder(prepared.to(device, next(encoder.parameters()).dtype)).float().cpu()
 
 
@@ -93,10 +94,12 @@ class MoALoader(io.ComfyNode):
         path = folder_paths.get_full_path_or_raise("moa", moa_name)
         unet_device, encoder_device = mm.get_torch_device(), mm.text_encoder_device()
         encoder_dtype = torch.float16 if mm.should_use_fp16(encoder_device) else torch.float32
-        moa = load_moa(path, comfy.ops.manual_cast, mm.unet_dtype(unet_device), encoder_dtype)
-        mixture = CoreModelPatcher(moa.mixture, load_device=unet_device, offload_device=mm.unet_offload_device())
+        moa = load_moa(path, encoder_dtype=encoder_dtype)
+        # As the host builds a prior whose weights need no cast; where they do, cast_to says so.
+        layers = joined(moa.mixture, comfy.ops.disable_weight_init, dtype=mm.unet_dtype(unet_device))
+        mixture = CoreModelPatcher(layers, load_device=unet_device, offload_device=mm.unet_offload_device())
         # Its layers are transformers' own, which the host cannot stream weight by weight: whole or not at all.
         encoder = ModelPatcher(
             moa.image_encoder, load_device=encoder_device, offload_device=mm.text_encoder_offload_device()
         )
-        return io.NodeOutput(LoadedMoA(moa_name, moa, mixture, encoder))
+        return io.NodeOutput(LoadedMoA(moa_name, moa.config, mixture, encoder))

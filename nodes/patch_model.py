@@ -141,7 +141,7 @@ class MoAPatchModel(io.ComfyNode):
             messages += left_out
             learned, timesteps = None, TIMESTEPS
             if isinstance(moa, LoadedMoA):
-                learned, timesteps = moa.moa.mixture, moa.timesteps
+                learned, timesteps = moa.mixture.model, moa.timesteps
                 beside.append(moa.mixture.clone())
             hooks = MoAHooks(
                 chosen,

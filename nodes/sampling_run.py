@@ -137,12 +137,13 @@ class MoAHooks:
             start = min(start, trained)
         size = tuple(noise.shape[-2:])
         levels = [sigma for sigma in sigmas[:-1].tolist() if end <= sigma <= start]
+        blocks = unet_blocks(guider.model_patcher)
         moa = Run(
             known,
             len(noise),
             size,
             levels,
-            unet_blocks(guider.model_patcher),
+            blocks,
             self.strength,
             self.sparse,
             self.learned,
@@ -150,7 +151,7 @@ class MoAHooks:
             learned_from=trained,
         )
         spans = _spans(guider.conds, bindings, sampling)
-        return SamplingRun(start, end, Trace(size), moa, spans, guider.model_patcher)
+        return SamplingRun(start, end, Trace(size, blocks), moa, spans, guider.model_patcher)
 
     def _gone_before(self, latents: Tensor, known: list[Subject]) -> PastRun | None:
         """The run whose end these latents are, with the same subjects in its prompts."""

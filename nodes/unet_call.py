@@ -12,7 +12,7 @@ from ..moa_core.routing.trace import Trace
 from ..moa_core.run import Call, Run
 from ..moa_core.subjects.subject import Subject
 from .bound_rows import MODEL_COND, Rows
-from .host_layers import host_attend, host_prior, patched_options
+from .host_layers import cast_to, host_attend, host_prior, patched_options
 
 
 @dataclass
@@ -28,6 +28,8 @@ class SamplingRun:
     model: ModelPatcher
     call: Call | None = None
     """The U-Net call that is being made, where MoA is at work in it."""
+    dtype: torch.dtype | None = None
+    """What the U-Net computes in, as its first call shows."""
 
     def present(self, sigma: float) -> set[Subject]:
         """The subjects of the prompts at work at this noise level."""
@@ -46,6 +48,9 @@ class SamplingRun:
         if not self.moa.scouting and not self.end_sigma <= sigma <= self.start_sigma:
             return executor(x, timesteps, context, y, control, transformer_options, **kwargs)
         timestep = float(timesteps[0])  # before the U-Net is queued: afterwards it would wait for it
+        if self.dtype is None and self.moa.learned is not None:
+            self.dtype = x.dtype
+            cast_to(x.dtype, self.moa.learned.mixture)
         prior, attend = host_prior(executor.class_obj), host_attend(transformer_options)
         call = self.moa.call(
             rows.rows, sigma, x, context, timesteps, prior, attend, self.present(sigma), self._hooked_weights()

@@ -135,9 +135,10 @@ def make_models(host, config: dict):
     moa_config = moa_module.MoAConfig.for_unet(weights, heads=config["num_heads"], image_encoder=encoder)
     device = mm.get_torch_device()
     dtype = mm.unet_dtype(device)
-    fresh = moa_module.MoA.from_prior(weights, moa_config).to(dtype)
-    mixture = moa_module.Mixture(moa_config, comfy.ops.manual_cast, dtype=dtype)
-    mixture.load_state_dict(fresh.mixture.state_dict())
+    fresh = moa_module.MoA.from_prior(weights, moa_config)
+    mixture = host.module("moa_core.learned.joined_layer").joined(
+        fresh.mixture, comfy.ops.disable_weight_init, dtype=dtype
+    )
     model = comfy.sd.load_diffusion_model_state_dict(weights)
     return model, CoreModelPatcher(mixture, load_device=device, offload_device=mm.unet_offload_device())
 
@@ -149,11 +150,9 @@ def patched(host, model, mixture, area: float, sparse: bool, shares: TrainedShar
 
     class AreaHooks(hooks.MoAHooks):
         def sample(self, *args, **kwargs):
-            for number, address in enumerate(learned.config.blocks):
-                for attention in ("attn1", "attn2"):
-                    router = learned.layer(address, attention).router
-                    kind, seed = (address in routed, attention), 2 * number + (attention == "attn2")
-                    router.forward = telling(router, shares, kind, area, seed)
+            for number, (address, attention) in enumerate(learned.config.layers):
+                layer, kind = learned.layer(address, attention), (address in routed, attention)
+                layer.project = telling(layer, shares, kind, area, number)
             return super().sample(*args, **kwargs)
 
     subject = host.module("moa_core.subjects.subject").Subject(torch.zeros(1, 64), "man", "man")
@@ -226,19 +225,19 @@ def told(host, subjects: list, adapters, where: Callable[[int], torch.Tensor]):
     return ToldHooks(subjects, adapters=adapters)
 
 
-def telling(router, shares: TrainedShares, kind: Kind, area: float, seed: int) -> Callable:
-    """A router's forward with the shares that it is told to give."""
+def telling(layer, shares: TrainedShares, kind: Kind, area: float, seed: int) -> Callable:
+    """A layer's `project` with the shares that its router is told to give."""
     told: dict[int, torch.Tensor] = {}
 
-    def forward(h):
-        choice = type(router).forward(router, h)  # [B, N, 2]
+    def project(h, context):
+        projected = type(layer).project(layer, h, context)
         pixels = h.shape[1]
         if pixels not in told:
-            told[pixels] = shares.draw(kind, round(pixels**0.5), area, seed).to(choice)
-        choice[..., 1] = told[pixels]
-        return choice
+            told[pixels] = shares.draw(kind, round(pixels**0.5), area, seed).to(projected.share)
+        projected.share = told[pixels].expand_as(projected.share)
+        return projected
 
-    return forward
+    return project
 
 
 def comfyui_step(host, model, text_dim: int, side: int, masked: list[dict] | None = None) -> Callable[[], Step]:

@@ -6,8 +6,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from launched_calls import Calls
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from moa_core.adapters.deltas import Amounts, Deltas, Difference, LayerDeltas, LowRank
 from moa_core.adapters.layer_hooks import deltas_on
@@ -69,19 +69,6 @@ def test_every_part_is_added_where_it_is_and_as_much_of_it(kind, ranks, seed):
             expected += alone(layer, x, one) * (here if out.ndim == 4 else here.flatten(2).mT)
         added = LayerDeltas(layer, changes)(x, out, Amounts(amounts))
     torch.testing.assert_close(added, expected, atol=1e-4, rtol=1e-4)
-
-
-class Calls(TorchDispatchMode):
-    """Counts what is launched: all but views."""
-
-    def __init__(self):
-        super().__init__()
-        self.names: list[str] = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if not func.is_view and "_unsafe_view" not in str(func):
-            self.names.append(str(func))
-        return func(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize("kind", LAYERS)

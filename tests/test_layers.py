@@ -23,7 +23,7 @@ HOSTS = {"comfy": "nodes", "comfy_api": "nodes", "folder_paths": "nodes"} | {
     "accelerate": "training",
 }
 """Who alone may import a host."""
-COMMANDS = {"train", "prepare", "latents", "shards", "evaluate", "throughput", "toy.measure"}
+COMMANDS = {"train", "prepare", "latents", "shards", "vital", "evaluate", "throughput", "toy.measure"}
 """Modules of training/ that are run; a folder's __main__ is one, too."""
 
 

@@ -1,13 +1,16 @@
 """Mixing, sparse routing, and the subject prompt."""
 
+import copy
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from moa_core.learned.joined_layer import joined
 from moa_core.learned.moa import MoA
-from moa_core.learned.moa_layer import MoALayer
+from moa_core.learned.moa_layer import GATHERED_FROM, MoALayer
 from moa_core.learned.unet_call import BoundTokens, UNetCall
 from moa_core.routing.subject_area import Pixels, SubjectArea
 from moa_core.routing.trace import Trace
@@ -19,7 +22,7 @@ from toy_world.shape import IMAGE_ENCODER
 def layer(seed: int, cross: bool) -> MoALayer:
     """In float64, so that rounding does not show."""
     torch.manual_seed(seed)
-    made = MoALayer(dim=32, context_dim=24 if cross else 32, heads=4, router_hidden=16)
+    made = MoALayer(dim=32, context_dim=24 if cross else None, heads=4, router_hidden=16)
     made.router.choice.weight.data *= 30
     return made.double().eval()
 
@@ -31,7 +34,7 @@ def exact(*size: int) -> torch.Tensor:
 def some_pixels(inside: torch.Tensor) -> Pixels:
     """Those of a layer where inside [B, N]; rows with fewer than others are filled up with what comes next."""
     index = inside.float().argsort(dim=1, descending=True)[:, : int(inside.sum(dim=1).max())]
-    return Pixels(index, inside.float().gather(1, index))
+    return Pixels(index, inside.float())
 
 
 @torch.no_grad()
@@ -43,12 +46,14 @@ def some_pixels(inside: torch.Tensor) -> Pixels:
     cross=st.booleans(),
     part=st.floats(0.0, 1.0),
     strength=st.sampled_from([0.05, 0.5, 1.0, 2.0]),
+    gathered=st.booleans(),
 )
-def test_sparse_is_dense_inside_the_area_and_the_prior_outside(seed, rows, pixels, cross, part, strength):
+def test_sparse_is_dense_inside_the_area_and_the_prior_outside(seed, rows, pixels, cross, part, strength, gathered):
+    """Whether the pixels that ask are gathered, or the others have zero shares."""
     moa_layer = layer(seed, cross)
     h, prior = exact(rows, pixels, 32), exact(rows, pixels, 32)
     context = exact(rows, 7, 24) if cross else None
-    dense = moa_layer.dense(h, prior, context, strength)
+    dense = moa_layer(h, prior, context, strength=strength)
     expert = moa_layer.expert(h, h if context is None else context)
     share = (moa_layer.router(h)[..., 1] * strength).clamp(0, 1)[..., None]
     assert torch.allclose(dense.out, (1 - share) * prior + share * expert)
@@ -56,29 +61,62 @@ def test_sparse_is_dense_inside_the_area_and_the_prior_outside(seed, rows, pixel
 
     inside = torch.rand(rows, pixels) < part
     chosen = some_pixels(inside)
-    sparse = moa_layer.sparse(h, prior, chosen, context, strength)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(GATHERED_FROM, "cpu", 0 if gathered else 1e9)
+        sparse = moa_layer(h, prior, context, chosen, strength)
     assert torch.allclose(sparse.out[inside], dense.out[inside])
     assert torch.equal(sparse.out[~inside], prior[~inside])  # untouched, not merely close
     assert torch.equal(sparse.share, dense.share.where(inside, 0.0)) and torch.equal(sparse.wanted, dense.share)
 
 
 @torch.no_grad()
-def test_sparse_computes_only_the_chosen_queries():
+def test_sparse_attends_with_the_chosen_queries_alone_where_that_pays(monkeypatch):
+    monkeypatch.setitem(GATHERED_FROM, "cpu", 400 * 32)
     moa_layer = layer(0, cross=False)
-    h, prior = exact(2, 400, 32), exact(2, 400, 32)
     asked = []
-    moa_layer.expert.to_q.register_forward_hook(lambda module, args, out: asked.append(args[0].shape[1]))
-    inside = torch.rand(2, 400) < 0.3
-    moa_layer.sparse(h, prior, some_pixels(inside))
-    assert asked == [int(inside.sum(dim=1).max())] and 0 < asked[0] < 200
+    moa_layer.expert.to_out[0].register_forward_hook(lambda module, args, out: asked.append(args[0].shape[1]))
+    for pixels in (400, 399):
+        h, prior = exact(2, pixels, 32), exact(2, pixels, 32)
+        inside = torch.rand(2, pixels) < 0.3
+        moa_layer(h, prior, None, some_pixels(inside))
+        assert asked.pop() == (int(inside.sum(dim=1).max()) if pixels == 400 else 399)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-12), (torch.float16, 2e-2), (torch.bfloat16, 1e-1)])
+def test_a_joined_mixture_is_the_mixture(stirred_moa, dtype, tolerance):
+    """What is joined gives the same numbers, in every layer and whatever it is stored as."""
+    mixture = copy.deepcopy(stirred_moa.mixture).to(dtype)
+    fewer = joined(mixture, dtype=dtype)
+    for address, attention in mixture.config.layers:
+        h, prior = (torch.randn(2, 36, mixture.config.blocks[address].dim).to(dtype) for _ in range(2))
+        context = torch.randn(2, 77, 64).to(dtype) if attention == "attn2" else None
+        ours, theirs = (each.layer(address, attention)(h, prior, context) for each in (fewer, mixture))
+        assert (ours.out - theirs.out).abs().max() < tolerance * theirs.out.abs().max()
+        assert (ours.share - theirs.share).abs().max() < tolerance
+    assert theirs.share.std() > 0.01
 
 
 class HostReads(TorchDispatchMode):
-    """Counts the operations that make the host wait for the device."""
+    """Counts what makes the host wait for the device: some operations, and what is fetched from it, `Tensor.cpu`."""
 
     def __init__(self):
         super().__init__()
         self.count = 0
+
+    def __enter__(self):
+        self._fetch = torch.Tensor.cpu
+
+        def counted(tensor):
+            self.count += 1
+            return self._fetch(tensor)
+
+        torch.Tensor.cpu = counted
+        return super().__enter__()
+
+    def __exit__(self, *raised):
+        torch.Tensor.cpu = self._fetch
+        return super().__exit__(*raised)
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         waits = (torch.ops.aten._local_scalar_dense, torch.ops.aten.nonzero, torch.ops.aten.masked_select)
@@ -92,9 +130,9 @@ def test_no_layer_makes_the_host_wait_for_an_accelerator(stirred_moa, sparse):
     mixture, address = stirred_moa.mixture, list(stirred_moa.mixture.config.blocks)[1]
     generator = torch.Generator().manual_seed(0)
     h, latents = torch.randn(2, 256, mixture.config.blocks[address].dim, generator=generator), torch.zeros(2, 4, 16, 16)
-    run, views = SubjectArea(1, (16, 16), [30.0, 20.0, 10.0]), [View(0), View(0)]
+    run, views = SubjectArea(1, (16, 16), [30.0, 20.0, 10.0], mixture.config.blocks), [View(0), View(0)]
     bound = BoundTokens.stack([(0, 3, torch.randn(64, generator=generator))])
-    trace = Trace((16, 16))
+    trace = Trace((16, 16), mixture.config.blocks)
     cut = []
     for level in (30.0, 20.0, 10.0):
         with HostReads() as waits:

@@ -11,7 +11,7 @@ BLOCKS = [Address("input", n, 0) for n in range(1, 9)] + [Address("output", n, 0
 
 
 def test_maps_are_means_over_the_steps_of_a_bin():
-    trace = Trace((4, 6))
+    trace = Trace((4, 6), BLOCKS)
     layer = (BLOCKS[2], "attn2")
     for timestep, value in ((990.0, 0.2), (910.0, 0.4), (10.0, 1.0)):
         trace.add(timestep, {layer: torch.full((2, 4, 6), value)})
@@ -22,7 +22,7 @@ def test_maps_are_means_over_the_steps_of_a_bin():
 
 
 def test_a_trace_does_not_grow_with_the_steps():
-    trace = Trace((4, 4))
+    trace = Trace((4, 4), BLOCKS)
     for timestep in range(999, -1, -1):
         trace.add(float(timestep), {(BLOCKS[0], "attn1"): torch.rand(1, 4, 4)})
     assert len(trace.timesteps) == BINS
@@ -37,7 +37,7 @@ def test_blocks_at_both_ends_are_not_routed():
 
 def test_the_subject_area_is_read_off_the_routed_blocks_at_latent_size():
     """Of sixteen blocks all but the first two and last three; layers of several sizes, odd ones too."""
-    trace = Trace((5, 7))
+    trace = Trace((5, 7), BLOCKS)
     shares = {}
     for number, block in enumerate(BLOCKS):
         size = (5, 7) if number in (0, 2) else (3, 4)
@@ -52,7 +52,7 @@ def test_the_subject_area_is_read_off_the_routed_blocks_at_latent_size():
 
 def test_a_layer_may_change_its_size_or_be_skipped():
     """As with Deep Shrink, and with caches that skip blocks or the whole U-Net."""
-    trace, layer, other = Trace((4, 4)), (BLOCKS[2], "attn1"), (BLOCKS[3], "attn1")
+    trace, layer, other = Trace((4, 4), BLOCKS), (BLOCKS[2], "attn1"), (BLOCKS[3], "attn1")
     trace.add(950.0, {})
     assert not trace
     trace.add(950.0, {layer: torch.full((1, 2, 3), 0.2), other: torch.full((1, 2, 2), 0.5)})
@@ -65,7 +65,7 @@ def test_a_layer_may_change_its_size_or_be_skipped():
 
 
 def test_pictures_painted_in_turns_are_one_batch():
-    trace, layer = Trace((2, 2)), (BLOCKS[2], "attn2")
+    trace, layer = Trace((2, 2), BLOCKS), (BLOCKS[2], "attn2")
     for pictures in ([0, 1], [1, 2]):
         trace.add(500.0, {layer: torch.tensor(pictures).float().view(2, 1, 1).expand(2, 2, 2)}, pictures)
     assert trace.maps(layer)[:, 0, 0, 0].tolist() == [0.0, 1.0, 2.0]

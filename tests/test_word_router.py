@@ -62,7 +62,7 @@ def steps(router: WordRouter, levels, *maps: torch.Tensor, view: View = View(0))
     for level in levels:
         shares = router.at(level)
         for subject, attention in zip(router.subjects, maps, strict=True):
-            router.add(subject, view, attention)
+            router.add(subject, view, attention[None])
     return shares
 
 
@@ -104,7 +104,7 @@ def test_later_steps_see_only_finished_ones_and_the_first_what_was_scouted():
     seen = []
     for level in LEVELS:
         before = router.at(level).clone()
-        router.add(router.subjects[0], View(0), bump(2))
+        router.add(router.subjects[0], View(0), bump(2)[None])
         assert torch.equal(router.at(level), before)  # calls of one level see the same
         seen.append(bool(before.any()))
     assert seen == [False] + [True] * 9
@@ -122,8 +122,8 @@ def test_what_a_part_of_the_picture_shows_counts_there_alone():
     steps(whole, LEVELS[:3], bump(2), bump(9), view=View(1))
     for level in LEVELS[:3]:
         parts.at(level)
-        parts.add(parts.subjects[0], View(1, (0, 0, 16, 12)), bump(2)[:, :6])
-        parts.add(parts.subjects[1], View(1, (0, 12, 16, 12)), bump(9)[:, 6:])
+        parts.add(parts.subjects[0], View(1, (0, 0, 16, 12)), bump(2)[None, :, :6])
+        parts.add(parts.subjects[1], View(1, (0, 12, 16, 12)), bump(9)[None, :, 6:])
     one, other = whole.at(LEVELS[3]), parts.at(LEVELS[3])
     assert not one[:, 0].any() and not other[:, 0].any()
     assert ((one[:, 1] > 0) == (other[:, 1] > 0)).float().mean() > 0.9
@@ -136,7 +136,7 @@ def test_an_area_overrides_the_maps_from_the_first_step_on():
     assert not router.reads(man) and torch.equal(shares[0], man.area_in(0, SIZE)) and not shares[1].any()
     for level in LEVELS[:3]:
         router.at(level)
-        router.add(other, View(0), bump(9) + bump(2))
+        router.add(other, View(0), (bump(9) + bump(2))[None])
     shares = router.at(LEVELS[3])[:, 0]
     assert torch.equal(shares[0], man.area_in(0, SIZE)) and not shares[1, :, 24:].any() and shares[1, :, 4].all()
     assert not WordRouter([man], 1, SIZE).is_blind

@@ -44,8 +44,10 @@ class TrainedShares:
             pipeline(case.scene.caption, subjects_of(pipeline, case), steps=12, cfg=4.0, seed=case.seed, watch=watch)
             late = calls[3:]
             size = next(iter(late[0].values())).shape[1:]
-            area = two_classes(torch.stack([mean_share(shares, size)[0] for shares in late]).mean(dim=0))
-            routed = routed_blocks(list(pipeline.moa.config.blocks))
+            area = two_classes(
+                torch.stack([mean_share(shares, size, pipeline.blocks)[0] for shares in late]).mean(dim=0)
+            )
+            routed = routed_blocks(list(pipeline.blocks))
             for shares in late:
                 for (address, attention), share in shares.items():
                     there = torch.nn.functional.adaptive_max_pool2d(area[None], share.shape[1:])[0] > 0

@@ -23,8 +23,11 @@ class Model:
 
     base: str
     """The frozen base model: a Stable Diffusion 1.x folder in diffusers' format, or a toy checkpoint (a file)."""
-    image_encoder: str
-    """Folder of a transformers CLIP vision model with projection: CLIP ViT-L/14, as FastComposer; Table 1 has none."""
+    image_encoder: str = ""
+    """Folder of a transformers CLIP vision model with projection: CLIP ViT-L/14, as FastComposer; Table 1 has none.
+    With `start` it is that file's."""
+    start: str = ""
+    """A MoA file to go on from, instead of experts that equal the prior: its weights, its layers, its image encoder."""
     trainable_encoder_layers: int = 2
     """So many last layers of the image encoder learn along, with what follows them. The paper says "learned image
     encoder" without a number; 2 is FastComposer's. With 0 it stays as it is."""

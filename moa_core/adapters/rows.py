@@ -34,8 +34,10 @@ class RowsShares:
     def at(self, size: tuple[int, int]) -> SizedShares:
         if size not in self._sized:
             shown = F.interpolate(self.shares, size, mode="area")  # [B, S, h, w]
-            amounts = Amounts((shown[:, self._owners] * self._parts[..., None, None]).to(self._like))
-            self._sized[size] = SizedShares(shown.to(self._like), amounts)
+            parts = shown.new_empty(len(shown), 0, *size)
+            if self._owners:
+                parts = shown[:, self._owners] * self._parts[..., None, None]
+            self._sized[size] = SizedShares(shown.to(self._like), Amounts(parts.to(self._like)))
         return self._sized[size]
 
 
@@ -47,6 +49,8 @@ class SizedShares:
         self.shares, self.amounts = shares, amounts
         self.all = shares.sum(dim=1).clamp(max=1.0)
         """[B, h, w]: what belongs to any of the subjects."""
+        self.effect: Tensor | None = None
+        """Kept here by the call: `all` after strength."""
         self._of: dict[tuple, Tensor] = {}
 
     def of(self, ask: Ask) -> Tensor:

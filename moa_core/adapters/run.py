@@ -140,7 +140,10 @@ class AdapterCall:
 
     def effect(self, size: tuple[int, int]) -> Tensor:
         """The same after strength, for the trace."""
-        return (self.share(size) * self.strength).clamp(max=1.0)
+        shares = self.where.at(size)
+        if shares.effect is None:
+            shares.effect = (shares.all * self.strength).clamp(max=1.0)
+        return shares.effect
 
     def changed(self, name: str, x: Tensor, out: Tensor, size: tuple[int, int]) -> Tensor:
         """out, what the prior's layer of that name made of x, with every subject's delta where it is.

@@ -17,7 +17,8 @@ from ..files.whole_file import whole
 from .moa import MoA, MoAConfig
 
 FORMAT = "moa"
-FORMAT_VERSION = "1"
+VERSIONS = ("1", "2")
+"""2: of a MoA with experts in some layers alone. Other files are of version 1, as they always were."""
 
 STORED_AS = (torch.float16, torch.bfloat16, torch.float32)
 
@@ -29,7 +30,8 @@ class MoAFileError(FileError):
 def save_moa(moa: MoA, path: str | os.PathLike, dtype: torch.dtype = torch.float16) -> None:
     """Write the file whole or not at all; weights are stored as dtype (float16, bfloat16 or float32)."""
     path = Path(path)
-    metadata = {"format": FORMAT, "format_version": FORMAT_VERSION, "base": moa.config.base}
+    version = VERSIONS[0] if moa.config.is_whole else VERSIONS[1]
+    metadata = {"format": FORMAT, "format_version": version, "base": moa.config.base}
     metadata["config"] = json.dumps(moa.config.to_json())
     weights = {name: weight.detach().to("cpu", dtype).contiguous() for name, weight in moa.state_dict().items()}
     with whole(path) as unfinished:
@@ -81,11 +83,11 @@ def _config(path: Path, metadata: dict[str, str], tensors: int) -> MoAConfig:
             f"is no MoA file: expected the format '{FORMAT}' in its metadata, found '{metadata.get('format', 'none')}'",
             "pick a moa-*.safetensors file",
         )
-    if metadata.get("format_version") != FORMAT_VERSION:
+    if metadata.get("format_version") not in VERSIONS:
         raise MoAFileError(
             path.name,
             f"has MoA format version '{metadata.get('format_version', 'none')}', and this version of the pack reads "
-            f"version '{FORMAT_VERSION}'",
+            f"versions {' and '.join(VERSIONS)}",
             "Update the pack, or use an older file",
         )
     try:

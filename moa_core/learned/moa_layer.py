@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,10 @@ from ..attention import Attend, attend
 from ..routing.subject_area import Pixels
 from .expert import Expert
 from .router import Router
+
+GATHERED_FROM = {"cpu": 2**18}
+"""Pixels times width of a layer from which on it pays to gather those that ask, by kind of device."""
+GATHERED_ELSEWHERE = 2**20
 
 
 @dataclass
@@ -26,59 +31,90 @@ class Mixed:
     """[B, N]: the share that the router wanted, asked or not."""
 
 
-class MoALayer(nn.Module):
+@dataclass
+class Projected:
+    """What a layer makes of its inputs before any attention."""
+
+    q: Tensor
+    """[B, N, C]: the expert's queries."""
+    k: Tensor
+    """[B, T, C]: its keys; T = N in self-attention."""
+    v: Tensor
+    share: Tensor
+    """[B, N]: R1, what the router gives the expert."""
+
+
+class MixingLayer(nn.Module, ABC):
     """Never computes the prior: the host does, and hands over what came out.
 
     h is the normalized hidden state that enters the attention, [B, N, C].
     """
 
+    heads: int
+
+    @abstractmethod
+    def project(self, h: Tensor, context: Tensor | None) -> Projected:
+        """context [B, T, D]; None for self-attention."""
+
+    @abstractmethod
+    def answer(self, seen: Tensor) -> Tensor:
+        """The expert's output projection of what its queries have seen, [B, K, C]."""
+
+    def forward(
+        self,
+        h: Tensor,
+        prior: Tensor,
+        context: Tensor | None = None,
+        pixels: Pixels | None = None,
+        strength: float = 1.0,
+        attend: Attend = attend,
+        left: Tensor | None = None,
+    ) -> Mixed:
+        """pixels: those that ask the expert, all of them answer; elsewhere the prior's output stands. None: all ask.
+
+        attend: the host's attention. left: how much of each pixel there is to have, [B, N]; None: all.
+        """
+        asked = self.project(h, context)
+        wanted = asked.share if strength == 1.0 else (asked.share * strength).clamp(0.0, 1.0)  # R1'
+        share = wanted if left is None else wanted * left.to(wanted)
+        if pixels is None:
+            return Mixed(self._mixed(asked, prior, share, attend), share, wanted)
+        share = share * pixels.mask.to(share)
+        index = pixels.index[..., None].expand(-1, -1, h.shape[-1])  # [B, K, C]
+        if index.shape[1] == 0:
+            return Mixed(prior, share, wanted)
+        if not gathering_pays(h):
+            return Mixed(self._mixed(asked, prior, share, attend), share, wanted)
+        asked.q = asked.q.gather(1, index)
+        mixed = self._mixed(asked, prior.gather(1, index), share.gather(1, pixels.index), attend)
+        return Mixed(prior.scatter(1, index, mixed), share, wanted)
+
+    def _mixed(self, asked: Projected, prior: Tensor, share: Tensor, attend: Attend) -> Tensor:
+        """Of K queries, [B, K, C]: prior [B, K, C], share [B, K]."""
+        expert = self.answer(attend(asked.q, asked.k, asked.v, self.heads))
+        return torch.lerp(prior, expert, share[..., None].to(prior))
+
+
+def gathering_pays(h: Tensor) -> bool:
+    """Whether a layer of h [B, N, C] is faster with the pixels that ask alone than with zero shares for the others."""
+    return h.shape[1] * h.shape[2] >= GATHERED_FROM.get(h.device.type, GATHERED_ELSEWHERE)
+
+
+class MoALayer(MixingLayer):
+    """Expert and router as the paper and the file have them: what is trained."""
+
     def __init__(
-        self, dim: int, context_dim: int, heads: int, router_hidden: int, operations: Any = nn, **factory: Any
+        self, dim: int, context_dim: int | None, heads: int, router_hidden: int, operations: Any = nn, **factory: Any
     ):
+        """context_dim: the text's width; None for self-attention."""
         super().__init__()
-        self.expert = Expert(dim, context_dim, heads, operations, **factory)
+        self.heads = heads
+        self.expert = Expert(dim, context_dim or dim, heads, operations, **factory)
         self.router = Router(dim, router_hidden, operations, **factory)
 
-    def dense(
-        self,
-        h: Tensor,
-        prior: Tensor,
-        context: Tensor | None = None,
-        strength: float = 1.0,
-        attend: Attend = attend,
-        left: Tensor | None = None,
-    ) -> Mixed:
-        """Every pixel through the expert. context [B, T, D]; None for self-attention. attend: the host's attention.
+    def project(self, h: Tensor, context: Tensor | None) -> Projected:
+        seen = h if context is None else context
+        return Projected(self.expert.to_q(h), self.expert.to_k(seen), self.expert.to_v(seen), self.router(h)[..., 1])
 
-        left: how much of each pixel there is to have, [B, N]; None: all.
-        """
-        wanted = self._share(h, strength)
-        share = wanted if left is None else wanted * left.to(wanted)
-        expert = self.expert(h, h if context is None else context, attend)
-        return Mixed(torch.lerp(prior, expert, share[..., None].to(prior)), share, wanted)
-
-    def sparse(
-        self,
-        h: Tensor,
-        prior: Tensor,
-        pixels: Pixels,
-        context: Tensor | None = None,
-        strength: float = 1.0,
-        attend: Attend = attend,
-        left: Tensor | None = None,
-    ) -> Mixed:
-        """Only these pixels ask the expert, all of them answer; everywhere else the prior's output stands."""
-        wanted = self._share(h, strength)
-        if pixels.index.shape[1] == 0:
-            return Mixed(prior, torch.zeros_like(wanted), wanted)
-        have = wanted if left is None else wanted * left.to(wanted)
-        share = have.gather(1, pixels.index) * pixels.inside.to(wanted)  # [B, K]
-        index = pixels.index[..., None].expand(-1, -1, h.shape[-1])  # [B, K, C]
-        expert = self.expert(h.gather(1, index), h if context is None else context, attend)
-        mixed = torch.lerp(prior.gather(1, index), expert, share[..., None].to(prior))
-        asked = torch.zeros_like(wanted).scatter(1, pixels.index, share)
-        return Mixed(prior.scatter(1, index, mixed), asked, wanted)
-
-    def _share(self, h: Tensor, strength: float) -> Tensor:
-        """R1' = clamp(strength * R1, 0, 1), [B, N]; the prior's share is the rest."""
-        return (self.router(h)[..., 1] * strength).clamp(0.0, 1.0)
+    def answer(self, seen: Tensor) -> Tensor:
+        return self.expert.to_out[0](seen)

@@ -12,6 +12,9 @@ from ..subjects.rows import Row
 from .moa import Mixture
 from .unet_call import BoundTokens, UNetCall
 
+ROWS_KEPT = 16
+"""Kinds of calls, by what their rows carry, whose bound tokens are kept: a host that splits a batch makes several."""
+
 
 class LearnedRun:
     """Experts and routers that were trained beside the prior, in a run of `pictures` latents (h, w).
@@ -31,7 +34,8 @@ class LearnedRun:
     ):
         """call_type: a baseline's."""
         self.mixture, self.strength, self.size, self.call_type = mixture, strength, size, call_type
-        self.area = SubjectArea(pictures, size, levels) if sparse else None
+        self.area = SubjectArea(pictures, size, levels, mixture.config.blocks) if sparse else None
+        self._bound: dict[tuple, BoundTokens | None] = {}
 
     def call(
         self,
@@ -48,7 +52,12 @@ class LearnedRun:
         taken: how much of each pixel of a layer of (h, w) others have, [B, h, w]; None: nothing.
         """
         where = self.area and self.area.at(level, [row.view for row in rows], latents)
-        bound = BoundTokens.of(rows, context, self.size)
+        key = (tuple(rows), context.shape[1], context.dtype)
+        if key not in self._bound:
+            if len(self._bound) == ROWS_KEPT:
+                self._bound.clear()
+            self._bound[key] = BoundTokens.of(rows, context, self.size)
+        bound = self._bound[key]
         call = self.call_type(self.mixture, context, timestep, bound, self.strength, where, attend)
         call.taken = taken
         return call

@@ -42,6 +42,11 @@ class SubjectPrompt(nn.Module):
         position = self.position(torch.cat([time, layer], dim=-1))  # [L, K, F + D]: PE(t, l), learned
         return text + self.mlp(x + position)
 
+    @staticmethod
+    def for_layers(position: Tensor, layers: list[int]) -> Tensor:
+        """The weight of `position` that knows these of its layers alone."""
+        return torch.cat([position[:, :TIME_FEATURES], position[:, TIME_FEATURES:][:, layers]], dim=1)
+
     def make_identity(self) -> None:
         nn.init.zeros_(self.mlp[-1].weight)
         nn.init.zeros_(self.mlp[-1].bias)

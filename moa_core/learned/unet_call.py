@@ -13,11 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..address import Address
+from ..address import Address, Layer
 from ..attention import Attend, attend
 from ..routing.subject_area import RowsArea
 from ..subjects.rows import Row
 from .moa import Mixture
+from .moa_layer import gathering_pays
 
 
 @dataclass
@@ -31,6 +32,10 @@ class BoundTokens:
     """[K]: how much of each subject comes through; None is all of it."""
     areas: Tensor | None = None
     """[K, h, w] in 0..1 at the latents' size: where each token is the subject's; None is everywhere."""
+    slots: Tensor | None = None
+    """[K], with areas: how many of the row's tokens come before."""
+    most: int = 0
+    """With areas: the most tokens of any row."""
 
     @classmethod
     def stack(cls, tokens: Sequence[tuple[int, int, Tensor]]) -> BoundTokens | None:
@@ -51,11 +56,21 @@ class BoundTokens:
         ]
         tokens = cls.stack([(n, position, s.feature(rows[n].view.picture)) for n, position, s in placed])
         if tokens is not None:
-            tokens.weights = torch.tensor([subject.weight for _, _, subject in placed])
+            if any(subject.weight != 1.0 for _, _, subject in placed):
+                tokens.weights = torch.tensor([subject.weight for _, _, subject in placed])
             if any(subject.area is not None for _, _, subject in placed):
                 shown = [rows[n].view.cut(subject.area_in(rows[n].view.picture, size)) for n, _, subject in placed]
                 tokens.areas = torch.stack(shown)
+                tokens.slots = (tokens.rows[:, None] == tokens.rows[None]).tril(-1).sum(dim=1)
+                tokens.most = int(tokens.slots.max()) + 1
+            tokens = tokens.to(context)
         return tokens
+
+    def to(self, like: Tensor) -> BoundTokens:
+        """On the device of `like`, features of its type."""
+        moved = {name: own.to(like.device) for name, own in vars(self).items() if isinstance(own, Tensor)}
+        typed = {name: own.to(like.dtype) for name, own in moved.items() if own.is_floating_point()}
+        return replace(self, **moved | typed)
 
 
 class UNetCall:
@@ -79,9 +94,9 @@ class UNetCall:
         attend: Attend = attend,
     ):
         self.mixture, self.context, self.strength, self.area, self.attend = mixture, context, strength, area, attend
-        self.shares: dict[tuple[Address, str], Tensor] = {}
+        self.shares: dict[Layer, Tensor] = {}
         """The expert's share [B, h, w] of every layer met so far."""
-        self.wanted: dict[tuple[Address, str], Tensor] = {}
+        self.wanted: dict[Layer, Tensor] = {}
         """The share that the routers wanted: not 0 outside the area."""
         self.pixels, self.asked = 0, 0
         """Pixels of all layers met so far, and those of them that went through the expert."""
@@ -89,44 +104,42 @@ class UNetCall:
         """How much of each pixel of a layer of (h, w) others have, [B, h, w]."""
         self.bound = None
         """The bound tokens, on the context's device."""
+        self._replaced: dict[Address, Tensor] = {}
         self._prompts: dict[Address, Tensor] = {}
         if bound is not None:
-            rows, positions = bound.rows.to(context.device), bound.positions.to(context.device)
-            self.bound = replace(bound, rows=rows, positions=positions, features=bound.features.to(context))
+            self.bound = bound = bound.to(context)
+            rows, positions = bound.rows, bound.positions
             text = context[rows, positions]  # [K, D]
             steps = timestep.to(context.device)[rows]
             replaced = mixture.subject_prompt(self.bound.features, text, steps)  # [L, K, D]
             if bound.weights is not None:
-                replaced = torch.lerp(text, replaced, bound.weights.to(context)[:, None])
-            self._prompts = dict(zip(mixture.config.blocks, replaced, strict=True))
-            if bound.areas is not None:
-                slots = (bound.rows[:, None] == bound.rows[None]).tril(-1).sum(dim=1)  # how many of the row came before
-                self._slots, self._most = slots.to(context.device), int(slots.max()) + 1
+                replaced = torch.lerp(text, replaced, bound.weights[:, None])
+            layers = torch.arange(len(replaced), device=context.device)[:, None]  # [L, 1]
+            prompts = context.expand(len(replaced), -1, -1, -1).index_put((layers, rows, positions), replaced)
+            self._replaced = dict(zip(mixture.config.prompted, replaced, strict=True))
+            self._prompts = dict(zip(mixture.config.prompted, prompts, strict=True))
 
     def subject_prompt(self, address: Address) -> Tensor:
         """The context of one block's cross-attention [B, T, D], bound tokens replaced."""
-        if self.bound is None:
-            return self.context
-        return self.context.index_put((self.bound.rows, self.bound.positions), self._prompts[address])
+        return self._prompts.get(address, self.context)
 
     def mix(self, address: Address, attention: str, h: Tensor, prior: Tensor, size: tuple[int, int]) -> Tensor:
         """h: what entered the attention; prior: what the host made of it; both [B, N, C]. Returns the mixture.
 
-        size: the layer's (height, width).
+        size: the layer's (height, width). A layer without an expert is the prior's.
         """
         layer, attend_here = self.mixture.layer(address, attention), self.attend
+        if layer is None:
+            return prior
         context = self.subject_prompt(address) if attention == "attn2" else None
         pixels = self.area and self.area.pixels(size)
         if context is not None and self.bound is not None and self.bound.areas is not None:
             context, seen = self._placed(address, size)
-            if pixels is not None:
+            if pixels is not None and gathering_pays(h):
                 seen = seen.gather(1, pixels.index[..., None].expand(-1, -1, seen.shape[-1]))
             attend_here = partial(attend, mask=seen[:, None])
         left = None if self.taken is None else 1.0 - self.taken(size).flatten(1)  # [B, N]
-        if pixels is None:
-            mixed = layer.dense(h, prior, context, self.strength, attend_here, left)
-        else:
-            mixed = layer.sparse(h, prior, pixels, context, self.strength, attend_here, left)
+        mixed = layer(h, prior, context, pixels, self.strength, attend_here, left)
         self.pixels += prior.shape[0] * prior.shape[1]
         self.asked += prior.shape[0] * (prior.shape[1] if pixels is None else pixels.index.shape[1])
         self.shares[address, attention] = mixed.share.unflatten(1, size)
@@ -140,11 +153,11 @@ class UNetCall:
         """
         rows, positions = self.bound.rows, self.bound.positions
         batch, length, width = self.context.shape
-        subjects = self.context.new_zeros(batch, self._most, width)
-        subjects = subjects.index_put((rows, self._slots), self._prompts[address])
-        areas = self.bound.areas.to(self.context.device)
+        subjects = self.context.new_zeros(batch, self.bound.most, width)
+        subjects = subjects.index_put((rows, self.bound.slots), self._replaced[address])
+        areas = self.bound.areas.float()
         inside = F.interpolate(areas[:, None], size, mode="area").flatten(1) > 0.5  # [K, N]
         seen = torch.zeros(batch, length + subjects.shape[1], inside.shape[1], dtype=torch.bool, device=areas.device)
         seen[:, :length] = True
-        seen[rows, positions], seen[rows, length + self._slots] = ~inside, inside
+        seen[rows, positions], seen[rows, length + self.bound.slots] = ~inside, inside
         return torch.cat([self.context, subjects], dim=1), seen.transpose(1, 2)

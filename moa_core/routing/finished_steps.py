@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,15 +14,15 @@ class FinishedSteps:
     """The mean over the finished steps of every plane's maps.
 
     A step's maps count once the noise level changes. So all calls of one level see the same, however many a sampler
-    makes and however the host splits their rows.
+    makes and however the host splits their rows. Steps are gathered on the CPU, in numpy: its calls cost least there.
     """
 
     def __init__(self, planes: int, size: tuple[int, int]):
         self._level: float | None = None
         self._sums: Tensor | None = None  # [planes, h, w] on the device: of this level's calls
-        self._calls = torch.zeros(planes, *size)  # how many of them showed the pixel
-        self._means = torch.zeros(planes, *size)  # summed over the finished levels
-        self._levels = torch.zeros(planes, *size)
+        self._calls = np.zeros((planes, *size), np.float32)  # how many of them showed the pixel
+        self._means = np.zeros_like(self._calls)  # summed over the finished levels
+        self._levels = np.zeros_like(self._calls)
 
     def begin(self, level: float) -> bool:
         """Note the level of the calls to come; whether that finished another one, so that the mean has changed.
@@ -36,7 +37,7 @@ class FinishedSteps:
     def add(self, place: Place, shown: Tensor) -> None:
         """Note what one call shows there, [h, w]."""
         if self._sums is None:
-            self._sums = torch.zeros_like(self._calls, device=shown.device)
+            self._sums = torch.zeros(self._calls.shape, device=shown.device)
         self._sums[place] += shown
         self._calls[place] += 1
 
@@ -45,17 +46,17 @@ class FinishedSteps:
         self._level = None
         if self._sums is None:
             return False
-        self._means += self._sums.cpu() / self._calls.clamp(min=1)
+        self._means += self._sums.cpu().numpy() / np.maximum(self._calls, 1)
         self._levels += self._calls > 0
-        self._sums, self._calls = None, torch.zeros_like(self._calls)
+        self._sums, self._calls = None, np.zeros_like(self._calls)
         return True
 
     @property
-    def mean(self) -> Tensor:
-        """[planes, h, w] on the CPU; 0 where nothing was seen."""
-        return self._means / self._levels.clamp(min=1)
+    def mean(self) -> np.ndarray:
+        """[planes, h, w]; 0 where nothing was seen."""
+        return self._means / np.maximum(self._levels, 1)
 
     @property
-    def seen(self) -> Tensor:
+    def seen(self) -> np.ndarray:
         """bool [planes, h, w]: what any finished step has shown."""
         return self._levels > 0

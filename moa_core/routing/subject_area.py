@@ -7,14 +7,15 @@ those that the router loss leaves out stay open everywhere. Their mean over the 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..address import Address
+from ..address import Address, Layer
 from ..subjects.view import View
 from .finished_steps import FinishedSteps
 
@@ -33,35 +34,42 @@ def routed_blocks(addresses: list[Address]) -> list[Address]:
     return addresses[round(count * 2 / 16) : count - round(count * 3 / 16)]
 
 
-def mean_share(shares: Mapping[tuple[Address, str], Tensor], size: tuple[int, int]) -> Tensor:
-    """The expert's mean share over the routed blocks, both attentions: each [B, h', w'] -> [B, h, w] of that size."""
-    routed = routed_blocks(list(dict.fromkeys(address for address, _ in shares)))
+def routed_layers(layers: Collection[Layer], blocks: Iterable[Address]) -> list[Layer]:
+    """Of these layers those in routed blocks; all, where none is. blocks: the U-Net's, in order."""
+    routed = routed_blocks(list(blocks))
+    return [layer for layer in layers if layer[0] in routed] or list(layers)
+
+
+def mean_share(shares: Mapping[Layer, Tensor], size: tuple[int, int], blocks: Iterable[Address]) -> Tensor:
+    """The expert's mean share over the routed layers: each [B, h', w'] -> [B, h, w] of that size.
+
+    blocks: the U-Net's, in order.
+    """
     by_size: dict[torch.Size, list[Tensor]] = {}
-    for (address, _), share in shares.items():
-        if address in routed:
-            by_size.setdefault(share.shape, []).append(share)
+    for layer in routed_layers(shares, blocks):
+        by_size.setdefault(shares[layer].shape, []).append(shares[layer])
     sums = [torch.stack(layers, dim=1).float().sum(dim=1, keepdim=True) for layers in by_size.values()]
     sized = [F.interpolate(each, size, mode="bilinear", align_corners=False) for each in sums]
     return torch.cat(sized, dim=1).sum(dim=1) / sum(map(len, by_size.values()))
 
 
-def between_classes(values: Tensor) -> float | None:
+def between_classes(values: np.ndarray) -> float | None:
     """The least value in 0..1 of the upper of two classes, parted where they differ most (Otsu); None for one class."""
-    values = values.clamp(0.0, 1.0)
-    if float(values.max() - values.min()) < CONTRAST:
+    values = values.clip(0.0, 1.0)
+    if values.max() - values.min() < CONTRAST:
         return None
-    counts = torch.histc(values, 256, 0.0, 1.0)
-    centres = (torch.arange(256) + 0.5) / 256
-    below = counts.cumsum(0)
+    counts, _ = np.histogram(values, 256, (0.0, 1.0))
+    centres = (np.arange(256) + 0.5) / 256
+    below = counts.cumsum()
     above = below[-1] - below
-    sums = (counts * centres).cumsum(0)
-    between = below * above * (sums / below.clamp(min=1) - (sums[-1] - sums) / above.clamp(min=1)) ** 2
+    sums = (counts * centres).cumsum()
+    between = below * above * (sums / below.clip(1) - (sums[-1] - sums) / above.clip(1)) ** 2
     return (int(between.argmax()) + 1) / 256
 
 
 def two_classes(shares: Tensor) -> Tensor:
     """A mask [H, W] of 0 and 1 from shares in 0..1; all or nothing where they are one class."""
-    cut = between_classes(shares)
+    cut = between_classes(shares.numpy())
     return torch.full_like(shares, float(shares.mean() > 0.75)) if cut is None else (shares >= cut).float()
 
 
@@ -77,41 +85,44 @@ class Pixels:
 
     index: Tensor
     """[B, K]"""
-    inside: Tensor
-    """[B, K]: 1 in the subject area, 0 for what fills up."""
+    mask: Tensor
+    """[B, N]: 1 in the subject area."""
 
 
 @dataclass
 class RowsArea:
     """The subject area as the rows of one U-Net call show it."""
 
-    area: Tensor
-    """bool [B, h, w], on the CPU."""
+    area: np.ndarray
+    """bool [B, h, w]."""
     device: torch.device
     _pixels: dict[tuple[int, int], Pixels | None] = field(default_factory=dict)
 
     def pixels(self, size: tuple[int, int]) -> Pixels | None:
         """The pixels of a layer of (h, w) that see any of the area; None where all do in all rows."""
         if size not in self._pixels:
-            chosen = F.adaptive_max_pool2d(self.area.float(), size).flatten(1)  # [B, N]
-            if chosen.all():
+            area = torch.from_numpy(self.area.astype(np.float32))
+            chosen = F.adaptive_max_pool2d(area, size).flatten(1)  # [B, N]
+            counts = chosen.numpy().sum(axis=1)
+            if counts.min() == chosen.shape[1]:
                 self._pixels[size] = None
             else:
-                index = chosen.argsort(dim=1, descending=True, stable=True)[:, : int(chosen.sum(dim=1).max())]
-                pixels = Pixels(index.to(self.device), chosen.gather(1, index).to(self.device))
-                self._pixels[size] = pixels
+                index = (-chosen.numpy()).argsort(axis=1, kind="stable")[:, : int(counts.max())]
+                self._pixels[size] = Pixels(torch.from_numpy(index).to(self.device), chosen.to(self.device))
         return self._pixels[size]
 
 
 class SubjectArea:
     """The subject area of every picture of one sampling run, as its finished steps show it."""
 
-    def __init__(self, pictures: int, size: tuple[int, int], levels: Sequence[float]):
-        """size: (h, w) of the latents; levels: the noise level (sigma or timestep) of every step with MoA at work."""
-        self.size, self.pictures = size, pictures
+    def __init__(self, pictures: int, size: tuple[int, int], levels: Sequence[float], blocks: Iterable[Address]):
+        """size: (h, w) of the latents; levels: the noise level (sigma or timestep) of every step with MoA at work;
+        blocks: the U-Net's, in order.
+        """
+        self.size, self.pictures, self.blocks = size, pictures, list(blocks)
         self._cut_from = level_after(OPENING, levels)
         self._shares = FinishedSteps(pictures, size)
-        self._area: Tensor | None = None
+        self._area: np.ndarray | None = None
         self._rows: dict[tuple, RowsArea] = {}
         self._sizes: dict[torch.Size, set[tuple[int, int]]] = {}  # of the layers that calls of that size meet
 
@@ -119,26 +130,26 @@ class SubjectArea:
         """Where the rows like [B, C, h, w] of a call at this level may ask the expert; None: everywhere."""
         if self._shares.begin(level):
             shares, seen = self._shares.mean, self._shares.seen
-            self._area = torch.stack([_area(*picture) for picture in zip(shares, seen, strict=True)])
+            self._area = np.stack([_area(*picture) for picture in zip(shares, seen, strict=True)])
             self._rows.clear()
         if self._area is None or level > self._cut_from or not all(self._holds(view, like) for view in views):
             return None
         key = (tuple(views), like.shape)
         if key not in self._rows:
-            shown = torch.stack([self._area[view.within(self.size)] for view in views])
+            shown = np.stack([self._area[view.within(self.size)] for view in views])
             rows = self._rows[key] = RowsArea(shown, like.device)
             for size in self._sizes.get(like.shape[2:], ()):
                 rows.pixels(size)
         return self._rows[key]
 
-    def add(self, shares: Mapping[tuple[Address, str], Tensor], views: Mapping[int, View], like: Tensor) -> None:
+    def add(self, shares: Mapping[Layer, Tensor], views: Mapping[int, View], like: Tensor) -> None:
         """Note a call's shares [B, h', w'] as the routers want them; views: of its rows under a positive prompt."""
         views = {row: view for row, view in views.items() if self._holds(view, like)}
         if not shares or not views:
             return
         size = like.shape[2:]
         self._sizes.setdefault(size, set()).update(tuple(share.shape[1:]) for share in shares.values())
-        maps = mean_share(shares, tuple(size))
+        maps = mean_share(shares, tuple(size), self.blocks)
         for row, view in views.items():
             self._shares.add(view.within(self.size), maps[row])
 
@@ -146,7 +157,7 @@ class SubjectArea:
         return view.picture < self.pictures and view.fits(self.size, like)
 
 
-def _area(shares: Tensor, seen: Tensor) -> Tensor:
+def _area(shares: np.ndarray, seen: np.ndarray) -> np.ndarray:
     """bool [h, w]: where the subjects are, and what no positive prompt has shown yet."""
     cut = between_classes(shares[seen]) if seen.any() else None
-    return torch.ones_like(seen) if cut is None else (shares >= cut) | ~seen
+    return np.ones_like(seen) if cut is None else (shares >= cut) | ~seen

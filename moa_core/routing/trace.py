@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -43,9 +43,11 @@ class CallSums:
 class Trace:
     """Expert shares of one sampling run: per picture, layer and bin of timesteps, the mean over its steps."""
 
-    def __init__(self, latent_shape: tuple[int, int]):
+    def __init__(self, latent_shape: tuple[int, int], blocks: Iterable[Address]):
+        """blocks: the U-Net's, in order."""
         self.latent_shape = latent_shape
         """(h, w) of the sampled latents."""
+        self._blocks = list(blocks)
         self._records: dict[tuple[int, Layout, tuple[int, ...]], CallSums] = {}  # by bin, layout and pictures
 
     def add(
@@ -98,7 +100,7 @@ class Trace:
             total, calls = self._gather(layer)
             bins = (calls > 0).sum(dim=1).clamp(min=1)  # those in which the layer ran
             means[layer] = (total / calls.clamp(min=1)).sum(dim=1) / bins  # [B, h, w]
-        return mean_share(means, self.latent_shape)
+        return mean_share(means, self.latent_shape, self._blocks)
 
     def to_cpu(self) -> None:
         """Free the device of a finished trace."""

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Collection, Mapping, Sequence
+from functools import cache
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -115,24 +117,24 @@ class WordRouter:
         return self._number.get(id(subject))
 
     def add(self, subject: Subject, view: View, attention: Tensor) -> None:
-        """Note a layer's attention [h', w'] to the subject's word in what the view shows."""
+        """Note the attention of L layers [L, h', w'] to the subject's word in what the view shows."""
         number = self.number(subject)
         if number is None or view.picture >= self.pictures:
             return
         _, rows, columns = view.within(self.size)
         size = len(range(*rows.indices(self.size[0]))), len(range(*columns.indices(self.size[1])))
-        shown = F.interpolate(attention[None, None].float(), size, mode="bilinear", align_corners=False)[0, 0]
-        self._maps.add((number * self.pictures + view.picture, rows, columns), shown / shown.mean().clamp(min=1e-8))
+        shown = F.interpolate(attention[None].float(), size, mode="bilinear", align_corners=False)[0]
+        relative = shown / shown.mean(dim=(1, 2), keepdim=True).clamp(min=1e-8)
+        self._maps.add((number * self.pictures + view.picture, rows, columns), relative.mean(dim=0))
 
     def _shares_of(self, steps: FinishedSteps) -> Tensor:
         shape = (len(self.subjects), self.pictures, *self.size)
         if not self.subjects:
             return torch.zeros(shape)
-        maps, seen = (x.view(shape) for x in (steps.mean, steps.seen))
-        anyone = _risen(maps.amax(dim=0), seen.any(dim=0)) > CUT  # [P, h, w]
-        strength = _blurred(maps).where(seen, -torch.inf)
-        shares = _grown(_winners(strength, anyone), strength)
-        return self._with_areas(shares)
+        maps, seen = steps.mean.reshape(shape), steps.seen.reshape(shape)
+        strength = np.where(seen, _blurred(maps), -np.inf)
+        people = _winners(strength, _anyone(maps.max(axis=0), seen.any(axis=0)))
+        return self._with_areas(torch.from_numpy(_grown(people, strength).astype(np.float32)))
 
     def _with_areas(self, shares: Tensor) -> Tensor:
         """What has an area of its own is there and nowhere else; the others have what is left."""
@@ -175,42 +177,55 @@ class WordReader:
 
     def note(self, latents: Tensor) -> None:
         """Hand over to the router what a call with these latents [B, C, h, w] has shown."""
+        shown: dict[tuple[Subject, View, torch.Size], list[Tensor]] = {}
         for subject, view, attention in self._maps:
             if view.fits(self.router.size, latents):
-                self.router.add(subject, view, attention)
+                shown.setdefault((subject, view, attention.shape), []).append(attention)
+        for (subject, view, _), layers in shown.items():
+            self.router.add(subject, view, torch.stack(layers))
 
 
-def _risen(maps: Tensor, seen: Tensor) -> Tensor:
-    """[P, h, w] -> 0..1 in each picture; 0 where nothing was seen, or where all is the same."""
-    least = maps.where(seen, torch.inf).amin(dim=(1, 2), keepdim=True)
-    spread = maps.where(seen, -torch.inf).amax(dim=(1, 2), keepdim=True) - least
-    rising = (maps - least).where(seen & (spread > 1e-6), 0.0)
-    full = rising.square().sum(dim=(1, 2), keepdim=True) / rising.sum(dim=(1, 2), keepdim=True)
-    return (rising / full).clamp(0.0, 1.0).where(rising > 0, 0.0)
+def _anyone(maps: np.ndarray, seen: np.ndarray) -> np.ndarray:
+    """bool [P, h, w]: where somebody is in each picture; nowhere, where nothing was seen, or all is the same."""
+    least = np.where(seen, maps, np.inf).min(axis=(1, 2), keepdims=True)
+    spread = np.where(seen, maps, -np.inf).max(axis=(1, 2), keepdims=True) - least
+    rising = np.where(seen & (spread > 1e-6), maps - least, 0.0)
+    full = np.square(rising).sum(axis=(1, 2), keepdims=True) / rising.sum(axis=(1, 2), keepdims=True).clip(1e-12)
+    return (rising > CUT * full) & (rising > 0)
 
 
-def _winners(strength: Tensor, there: Tensor) -> Tensor:
-    """[S, P, h, w] of 0 and 1: of the pixels that are there, [P, h, w], each is the strongest subject's."""
-    best, winner = strength.max(dim=0)
-    wins = torch.arange(len(strength)).view(-1, 1, 1, 1) == winner
-    return (wins & there & best.isfinite()).float()
+def _winners(strength: np.ndarray, there: np.ndarray) -> np.ndarray:
+    """bool [S, P, h, w]: of the pixels that are there, [P, h, w], each is the strongest subject's."""
+    wins = np.arange(len(strength)).reshape(-1, 1, 1, 1) == strength.argmax(axis=0)
+    return wins & there & np.isfinite(strength.max(axis=0))
 
 
-def _grown(shares: Tensor, strength: Tensor) -> Tensor:
-    """Everybody [S, P, h, w] of 0 and 1 by GROWTH larger; what had an owner keeps it, the strongest takes the rest."""
-    reach = max(1, round(GROWTH * min(shares.shape[-2:])))
-    reached = F.max_pool2d(shares.flatten(0, 1)[:, None], 2 * reach + 1, stride=1, padding=reach)[:, 0] > 0
-    reached = reached.view(shares.shape)
-    new = _winners(strength.where(reached, -torch.inf), shares.sum(dim=0) == 0)
-    return shares + new
+def _grown(people: np.ndarray, strength: np.ndarray) -> np.ndarray:
+    """Everybody, bool [S, P, h, w], by GROWTH larger; what had an owner keeps it, the strongest takes the rest."""
+    rows, columns = (_within(side, max(1, round(GROWTH * min(people.shape[-2:])))) for side in people.shape[-2:])
+    reached = rows @ people.astype(np.float32) @ columns > 0
+    return people | _winners(np.where(reached, strength, -np.inf), ~people.any(axis=0))
 
 
-def _blurred(maps: Tensor) -> Tensor:
+def _blurred(maps: np.ndarray) -> np.ndarray:
     """[S, P, h, w] with a Gaussian blur, edges repeated."""
-    sigma = BLUR * min(maps.shape[-2:])
+    rows, columns = (_gaussian(side, BLUR * min(maps.shape[-2:])) for side in maps.shape[-2:])
+    return rows @ maps @ columns.T
+
+
+@cache
+def _within(side: int, reach: int) -> np.ndarray:
+    """[side, side]: 1 for pixels of a line that are no further apart."""
+    return np.tri(side, k=reach, dtype=np.float32) * np.tri(side, k=reach, dtype=np.float32).T
+
+
+@cache
+def _gaussian(side: int, sigma: float) -> np.ndarray:
+    """[side, side]: a line's blur, to two sigma; of what lies beyond an edge the edge has the weight."""
     radius = max(1, round(2 * sigma))
-    kernel = torch.exp(-0.5 * (torch.arange(-radius, radius + 1) / sigma) ** 2)
-    kernel = kernel / kernel.sum()
-    flat = F.pad(maps.flatten(0, 1)[:, None], (radius,) * 4, mode="replicate")
-    flat = F.conv2d(F.conv2d(flat, kernel.view(1, 1, 1, -1)), kernel.view(1, 1, -1, 1))
-    return flat[:, 0].view(maps.shape)
+    offsets = np.arange(-radius, radius + 1)
+    kernel = np.exp(-0.5 * (offsets / sigma) ** 2)
+    blur = np.zeros((side, side), np.float32)
+    for pixel in range(side):
+        np.add.at(blur[pixel], (pixel + offsets).clip(0, side - 1), kernel / kernel.sum())
+    return blur

@@ -90,7 +90,7 @@ def test_the_visualizers_colours_end_at_the_largest_share(host):
     picture, module = host.module("nodes.router_picture"), host.module("moa_core.address")
     layer = module.Address.parse("middle.0.0"), "attn1"
     for largest in (0.1, 1.0):
-        trace = host.module("moa_core.routing.trace").Trace((2, 2))
+        trace = host.module("moa_core.routing.trace").Trace((2, 2), [])
         trace.add(500.0, {layer: largest * torch.tensor([[[1.0, 0.0], [0.0, 0.0]]])})
         drawn = picture.draw_trace(trace, trace.subject_area()[0], 0, None)
         brightest = torch.tensor(picture.STOPS[-1]) / 255
@@ -216,7 +216,7 @@ def test_the_host_loads_counts_and_unloads_the_experts(host, scene, moa):
     positive = host.prompt(patched_clip, "a man and a man")
     mm.unload_all_models()
     before = host.sample(patched, positive, negative)["samples"]
-    mixture = moa.moa.mixture
+    mixture = moa.mixture.model
     (held,) = [
         loaded for loaded in mm.current_loaded_models if loaded.model is not None and loaded.model.model is mixture
     ]

@@ -107,7 +107,7 @@ def test_comfyui_and_diffusers_agree(host, toy_base, shape):
         patched = model.clone()
         hooks.MoAHooks([subject], sparse=sparse, learned=host_moa.mixture).attach(patched, mixture)
         ours = calls(patched, conditioning, inputs, sigmas)
-        area = SubjectArea(batch, (size, size), timesteps.tolist()) if sparse else None
+        area = SubjectArea(batch, (size, size), timesteps.tolist(), moa.config.blocks) if sparse else None
         for x, timestep, our in zip(inputs, timesteps, ours, strict=True):
             where = area and area.at(float(timestep), views, x)
             call = UNetCall(moa.mixture, contexts, timestep.expand(batch), rows, area=where)

@@ -73,7 +73,7 @@ def collate(items: list[dict]) -> Batch:
     """
     stacked = {key: torch.stack([item[key] for item in items]) for key in ("picture", "references", "masks")}
     captions = [item["caption"] for item in items]
-    positions = torch.tensor([_bound_positions(item) for item in items])
+    positions = torch.tensor([bound_positions(item) for item in items])
     return Batch(
         captions,
         stacked["picture"],
@@ -85,7 +85,8 @@ def collate(items: list[dict]) -> Batch:
     )
 
 
-def _bound_positions(item: dict) -> list[int]:
+def bound_positions(item: dict) -> list[int]:
+    """The token that each subject of a SubjectDataset's item is bound to; -1 where there is none."""
     ends = zip(item["positions"].tolist(), item["valid"].tolist(), strict=True)
     return [token_before(item["caption"], end) if valid else -1 for end, valid in ends]
 

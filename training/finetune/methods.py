@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from moa_core.adapters.image_expert import ImageExpert, ImageMixture, file_order
 from moa_core.adapters.image_tokens import PooledTokens
 from moa_core.adapters.ip_adapter_file import IPAdapter, save_ip_adapter
-from moa_core.address import Address
+from moa_core.address import ATTENTIONS, Address
 from moa_core.attention import attend
 from moa_core.learned.expert import Expert
-from moa_core.learned.moa import ATTENTIONS, MoA
+from moa_core.learned.moa import MoA
 from moa_core.learned.moa_file import save_moa
 from moa_core.learned.moa_layer import MoALayer
 from moa_core.learned.unet_call import UNetCall
@@ -53,13 +53,12 @@ def _finetune_in_place(*attentions: str) -> Callable[[MoA], None]:
     """No MoA layer: these attentions are the expert's everywhere, the others the prior's."""
 
     def prepare(moa: MoA) -> None:
-        for address in moa.config.blocks:
-            for attention in ATTENTIONS:
-                layer = moa.mixture.layer(address, attention)
-                side = SATURATED if attention in attentions else -SATURATED
-                layer.router.choice.bias.data = torch.tensor([-side, side])
-                layer.router.requires_grad_(False)
-                layer.expert.requires_grad_(attention in attentions)
+        for address, attention in moa.config.layers:
+            layer = moa.mixture.layer(address, attention)
+            side = SATURATED if attention in attentions else -SATURATED
+            layer.router.choice.bias.data = torch.tensor([-side, side])
+            layer.router.requires_grad_(False)
+            layer.expert.requires_grad_(attention in attentions)
 
     return prepare
 
@@ -84,11 +83,10 @@ class LateCall(UNetCall):
 
 def _decouple(moa: MoA) -> None:
     """IP-Adapter (Ye et al., 2023): keys and values for image tokens, started as the prior's; all else frozen."""
-    for address in moa.config.blocks:
-        for attention in ATTENTIONS:
-            layer: MoALayer = moa.mixture.layer(address, attention).requires_grad_(False)
-            if attention == "attn2":
-                layer.expert = Decoupled(layer.expert)
+    for address, attention in moa.config.layers:
+        layer: MoALayer = moa.mixture.layer(address, attention).requires_grad_(False)
+        if attention == "attn2":
+            layer.expert = Decoupled(layer.expert)
     moa.mixture.subject_prompt = PooledTokens(moa.config.feature_dim, moa.config.text_dim)
 
 

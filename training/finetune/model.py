@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from moa_core.address import Address
 from moa_core.learned.moa import MoA
 from moa_core.learned.unet_call import BoundTokens, UNetCall
-from moa_core.routing.subject_area import mean_share, routed_blocks
+from moa_core.routing.subject_area import mean_share, routed_layers
 from training.config import Config, Loss
 from training.data.batch import Batch, Chance, empty_ids
 from training.finetune.losses import (
@@ -26,7 +26,7 @@ from training.finetune.methods import METHODS
 from training.finetune.watched_call import WatchedCall
 from training.host.adapter import MoAUNet
 from training.host.base import Base
-from training.host.pretrained import fresh_moa, load_base
+from training.host.pretrained import fresh_moa, load_base, started_moa
 from training.host.schedule import add_noise, min_snr
 
 
@@ -64,7 +64,7 @@ class Finetune(nn.Module):
         call = self.unet.call
         gamma = self.loss.min_snr
         weights = min_snr(chance.timestep, gamma) if gamma else torch.ones_like(chance.timestep)
-        share = mean_share(call.shares, tuple(latents.shape[2:]))
+        share = mean_share(call.shares, tuple(latents.shape[2:]), self.unet.mixture.config.blocks)
         theirs = with_margin(subjects, self.loss.margin)
         area = theirs.where(chance.masked[:, None, None], 1.0)
         parts = {
@@ -78,8 +78,10 @@ class Finetune(nn.Module):
 
     def _localized(self, attention: dict[Address, Tensor]) -> dict[Address, Tensor]:
         """Of all blocks' attention to the bound tokens, what the object loss reads."""
-        blocks = list(attention) if self.loss.object_blocks == "all" else routed_blocks(list(attention))
-        return {address: attention[address] for address in blocks}
+        if self.loss.object_blocks == "all":
+            return attention
+        routed = routed_layers([(address, "attn2") for address in attention], self.unet.mixture.config.blocks)
+        return {address: attention[address] for address, _ in routed}
 
 
 def build(config: Config) -> tuple[Base, MoA, Finetune]:
@@ -87,8 +89,11 @@ def build(config: Config) -> tuple[Base, MoA, Finetune]:
     base = load_base(config.model.base)
     if config.run.precision == "bf16" and not torch.cuda.is_available():
         base.unet.set_attn_processor(AttnProcessor())  # as the experts' plain_attention
-    shape = {"router_hidden": config.model.router_hidden, "timesteps": config.loss.timesteps}
-    moa = fresh_moa(base, Path(config.model.image_encoder), **shape)
+    if config.model.start:
+        moa = started_moa(base, Path(config.model.start), config.loss.timesteps)
+    else:
+        shape = {"router_hidden": config.model.router_hidden, "timesteps": config.loss.timesteps}
+        moa = fresh_moa(base, Path(config.model.image_encoder), **shape)
     method = METHODS[config.model.method]
     method.prepare(moa)
     return base, moa, Finetune(base, moa, config.loss, config.model.trainable_encoder_layers, method.training_call)

@@ -23,9 +23,9 @@ class WatchedCall(UNetCall):
             self.attend = plain_attention
 
     def mix(self, address: Address, attention: str, h: Tensor, prior: Tensor, size: tuple[int, int]) -> Tensor:
-        if attention == "attn2" and self.bound is not None:
-            expert = self.mixture.layer(address, attention).expert
-            weights = expert.attention_to(h, self.subject_prompt(address))  # [B, N, T]
+        layer = self.mixture.layer(address, attention)
+        if layer is not None and attention == "attn2" and self.bound is not None:
+            weights = layer.expert.attention_to(h, self.subject_prompt(address))  # [B, N, T]
             # Assigned, not appended: gradient checkpointing comes here a second time.
             self.attention[address] = weights[self.bound.rows, :, self.bound.positions]
         return super().mix(address, attention, h, prior, size)

@@ -33,7 +33,9 @@ class MoAUNet(nn.Module):
         for name, module in unet.named_modules():
             address = Address.from_diffusers(name, layers_per_block)
             if address and isinstance(module, Attention):
-                module.set_processor(MoAProcessor(self, address, name.rsplit(".", 1)[-1], module.processor))
+                own = module.processor
+                prior = own.prior if isinstance(own, MoAProcessor) else own  # not beside another MoA, in its place
+                module.set_processor(MoAProcessor(self, address, name.rsplit(".", 1)[-1], prior))
 
     def forward(self, latents: Tensor, timestep: Tensor, context: Tensor, bound: BoundTokens | None = None) -> Tensor:
         """latents [B, 4, h, w], timestep [B], context [B, T, D] -> predicted noise [B, 4, h, w]."""

@@ -158,7 +158,7 @@ class MoAPipeline:
         noise = noise.expand(batch, -1, -1, -1)  # [B, 4, h, w]
         scheduler = _scheduler(sampler, steps)
         latents = noise.to(self.device) * scheduler.init_noise_sigma if start is None else start.to(self.device)
-        trace = Trace((side, side))
+        trace = Trace((side, side), self.blocks)
         subjects = list(dict.fromkeys(binding.subject for binding in bindings))
         run = self._run(subjects, batch, side, scheduler.timesteps.tolist(), strength, sparse)
         acting = bool(bindings) and strength > 0.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 
 from moa_core.learned.image_encoder import CLIP_VIT_L
 from moa_core.learned.moa import MoA
+from moa_core.learned.moa_file import MoAFileError, load_moa
 from training.host.base import Base, BaseError, KLAutoencoder
 from training.host.toy_base import load_toy
 
@@ -29,6 +31,23 @@ def fresh_moa(base: Base, image_encoder: Path, **others: Any) -> MoA:
     moa = base.fresh_moa({key: getattr(encoder.config, key) for key in (*CLIP_VIT_L, "hidden_act")}, **others)
     moa.image_encoder.model.load_state_dict(encoder.state_dict())
     return moa
+
+
+def started_moa(base: Base, path: Path, timesteps: int) -> MoA:
+    """The MoA of a file, to train it on below these timesteps. Raises BaseError where it is not for the base model."""
+    try:
+        moa = load_moa(path)
+    except MoAFileError as error:
+        raise BaseError(f"model.start: {error}") from error
+    fresh = base.fresh_moa(moa.config.image_encoder, layers=moa.config.layers, router_hidden=moa.config.router_hidden)
+    if moa.config.blocks != fresh.config.blocks or moa.config.heads != fresh.config.heads:
+        raise BaseError(
+            f"model.start: {path.name} was made for {moa.config.base} ({len(moa.config.blocks)} transformer blocks), "
+            f"and model.base is {base.family} ({len(fresh.config.blocks)}), or is of other widths. Give the base "
+            "model that it was trained beside"
+        )
+    moa.config = moa.mixture.config = replace(moa.config, timesteps=timesteps)
+    return moa.requires_grad_(True).train()
 
 
 def load_base(path: str | Path) -> Base:
