@@ -37,8 +37,11 @@ TOY = UNET | {
     "model_channels": 64, "num_res_blocks": [1, 1], "channel_mult": [1, 2], "num_heads": 2, "context_dim": 64,
     "transformer_depth": [1, 1], "transformer_depth_output": [1, 1, 1, 1],
 }  # fmt: skip
-SHAPES = {"toy": (TOY, 128, lambda: toy_base.random_toy().unet), "sd15": (UNET, 512, sd15.unet)}
+SHAPES = {"toy": (TOY, 192, lambda: toy_base.random_toy().unet), "sd15": (UNET, 512, sd15.unet)}
 """U-Net configuration, the side of its pictures in pixels, and the same U-Net in diffusers."""
+VITAL = {"toy": range(1, 3), "sd15": range(4, 11)}
+"""Of the decoder's blocks those that hold an expert in self-attention, too; in cross-attention all of them do. The
+shipped toy MoA's, and half of SD 1.5's layers in the same places."""
 IMAGE_TOKENS = 4
 LORA_RANK, LORA_LAYERS = 32, r"attn|\.ff\.|proj_"
 """Of a character LoRA: attention, feed-forward and projections, as kohya's trainer does unless told otherwise."""
@@ -83,9 +86,11 @@ def bench(host, shape: str, areas: list[float], rounds: int, shares: TrainedShar
     import comfy.sd
 
     config, pixels, peer = SHAPES[shape]
-    model, mixture = make_models(host, config)
+    model, whole, mixture = make_models(host, config, VITAL[shape])
     models = {"prior": model, "dense": patched(host, model, mixture, areas[0], False, shares)}
     models |= {f"sparse {area:.0%}": patched(host, model, mixture, area, True, shares) for area in areas}
+    models |= {"all layers, dense": patched(host, model, whole, areas[0], False, shares)}
+    models |= {f"all layers, {area:.0%}": patched(host, model, whole, area, True, shares) for area in areas}
     adapter = image_experts(host, model)
     models |= {f"image experts {area:.0%}": with_image_experts(host, model, adapter, area) for area in [*areas, 1.0]}
     files = [random_lora(model, seed=seed, only=LORA_LAYERS, rank=LORA_RANK) for seed in range(2)]
@@ -119,8 +124,10 @@ def bench(host, shape: str, areas: list[float], rounds: int, shares: TrainedShar
         print(f"recording the trace: {statistics.median(recording):.2%} of a step")
 
 
-def make_models(host, config: dict):
-    """A base model with random weights, and a MoA of its shape in its ModelPatcher."""
+def make_models(host, config: dict, vital: range):
+    """A base model with random weights, and two MoAs of its shape in their ModelPatchers, the second one's experts in
+    the decoder's cross-attention and in the self-attention of these of its blocks.
+    """
     import comfy.model_management as mm
     import comfy.ops
     import comfy.sd
@@ -136,11 +143,17 @@ def make_models(host, config: dict):
     device = mm.get_torch_device()
     dtype = mm.unet_dtype(device)
     fresh = moa_module.MoA.from_prior(weights, moa_config)
-    mixture = host.module("moa_core.learned.joined_layer").joined(
-        fresh.mixture, comfy.ops.disable_weight_init, dtype=dtype
-    )
+    layers = [
+        (address, attention)
+        for address, attention in moa_config.layers
+        if address.kind == "output" and (attention == "attn2" or address.block in vital)
+    ]
+    join = host.module("moa_core.learned.joined_layer").joined
+    moas = (fresh, fresh.with_experts_in(layers))
+    mixtures = [join(moa.mixture, comfy.ops.disable_weight_init, dtype=dtype) for moa in moas]
+    offload = mm.unet_offload_device()
     model = comfy.sd.load_diffusion_model_state_dict(weights)
-    return model, CoreModelPatcher(mixture, load_device=device, offload_device=mm.unet_offload_device())
+    return model, *(CoreModelPatcher(mixture, load_device=device, offload_device=offload) for mixture in mixtures)
 
 
 def patched(host, model, mixture, area: float, sparse: bool, shares: TrainedShares):

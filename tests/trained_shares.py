@@ -61,7 +61,11 @@ class TrainedShares:
         return cls(quantiles[True], quantiles[False])
 
     def draw(self, kind: Kind, side: int, area: float, seed: int) -> Tensor:
-        """Shares [side * side] of a layer, with subjects on a square in the middle that has that part of it."""
+        """Shares [side * side] of a layer, with subjects on a square in the middle that has that part of it.
+
+        Where the shipped MoA has no expert in layers of that kind, those of the routed blocks' are taken.
+        """
+        kind = kind if kind in self.inside else (True, kind[1])
         random = torch.Generator().manual_seed(seed)
         place = torch.randint(QUANTILES, (side, side), generator=random)
         return torch.where(square(side, area), self.inside[kind][place], self.outside[kind][place]).flatten()
