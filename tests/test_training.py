@@ -89,7 +89,7 @@ class Learner:
         records = SubjectDataset(toy / "data", preparation(max_subjects=2, augment=False), "all")
         items = (records[n] for n in range(len(records)))
         self.items = [item for item in items if people in (None, int(item["valid"].sum()))][:count]
-        self.batch = collate(self.items)
+        self.batch = collate(self.items).to(torch.device("cpu"))
         self.chance = Chance.of(0, 0, count, (shape.IMAGE_SIZE // 8,) * 2, Loss(dropped=0.0))
         self.chance.timestep[:] = 500
         self.latents = self.base.autoencoder.encode(self.batch.pictures)

@@ -10,7 +10,7 @@ from training.config import ConfigError, read_config
 from training.data.dataset import TooManyBroken
 from training.data.layout import EmptySplit
 from training.finetune.checkpoint import CheckpointError, find_checkpoint
-from training.finetune.loop import train
+from training.finetune.loop import TrainingFailed, train
 from training.host.base import BaseError
 
 
@@ -22,7 +22,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         config = read_config(args.config)
         train(config, find_checkpoint(Path(config.run.out) / "checkpoints", args.resume))
-    except (ConfigError, BaseError, CheckpointError, EmptySplit, TooManyBroken, FileNotFoundError) as error:
+    except (ConfigError, BaseError, CheckpointError, EmptySplit, TooManyBroken, TrainingFailed, OSError) as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 2
     return 0

@@ -56,7 +56,7 @@ def load_moa(
         moa = MoA(config, operations)
     for name in weights:
         kind = (encoder_dtype or dtype) if name.startswith("image_encoder.") else dtype
-        weights[name] = weights[name].to(kind)
+        weights[name] = weights[name].to(kind, copy=True)  # what is not copied keeps the file mapped
     moa.load_state_dict(weights, assign=True)
     moa.image_encoder.fill_position_ids()
     return moa.eval().requires_grad_(False)
@@ -87,7 +87,7 @@ def _config(path: Path, metadata: dict[str, str], tensors: int) -> MoAConfig:
         raise MoAFileError(
             path.name,
             f"has MoA format version '{metadata.get('format_version', 'none')}', and this version of the pack reads "
-            f"versions {' and '.join(VERSIONS)}",
+            f"versions {' and '.join(map(repr, VERSIONS))}",
             "Update the pack, or use an older file",
         )
     try:
@@ -117,6 +117,8 @@ def _check(path: Path, moa: MoA, weights: dict[str, Tensor]) -> None:
             wrong.append(f"{name} has shape {found}, expected {wanted}")
         if weights[name].dtype not in STORED_AS:
             wrong.append(f"{name} is stored as {weights[name].dtype}, expected a float of 16 or 32 bits")
+        elif not weights[name].isfinite().all():
+            wrong.append(f"{name} holds what is no number (NaN or infinite): its training has failed")
     if wrong:
         others = f" (and {len(wrong) - 1} more such)" if len(wrong) > 1 else ""
         raise MoAFileError(

@@ -39,7 +39,7 @@ def _is_comfyui(path: Path) -> bool:
 
 
 def version(comfyui: Path) -> str:
-    found = re.search(r'__version__ = "([^"]+)"', (comfyui / "comfyui_version.py").read_text())
+    found = re.search(r'__version__ = "([^"]+)"', (comfyui / "comfyui_version.py").read_text(encoding="utf-8"))
     return found[1] if found else "of unknown version"
 
 
@@ -67,7 +67,7 @@ class Server:
 
     def __enter__(self) -> Server:
         command = [sys.executable, "main.py", *FLAGS, "--disable-auto-launch", "--base-directory", str(self.base)]
-        with self.log.open("w") as log:
+        with self.log.open("w", encoding="utf-8") as log:
             self.process = subprocess.Popen(
                 [*command, "--port", str(self.port)], cwd=self.comfyui, stdout=log, stderr=subprocess.STDOUT
             )
@@ -79,7 +79,8 @@ class Server:
             except OSError:
                 time.sleep(0.5)
         self.__exit__()
-        raise RuntimeError(f"ComfyUI did not start; the end of its log:\n{self.log.read_text()[-3000:]}")
+        end = self.log.read_text(encoding="utf-8")[-3000:]
+        raise RuntimeError(f"ComfyUI did not start; the end of its log:\n{end}")
 
     def __exit__(self, *_: Any) -> None:
         self.process.terminate()

@@ -165,7 +165,7 @@ def annotate_pictures(pictures: Path, out: Path, annotator: Annotator, batch: in
 
 def _with_people(out: Path, names: dict[str, Path]) -> Iterator[str]:
     for name in names:
-        if is_written(out, name) and json.loads(place(out, name, "json").read_text())["segments"]:
+        if is_written(out, name) and json.loads(place(out, name, "json").read_text(encoding="utf-8"))["segments"]:
             yield name
 
 

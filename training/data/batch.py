@@ -61,27 +61,37 @@ class Batch:
     """[B, 2, 4, h, w]: mean and standard deviation of the pictures' latents, where they are cached."""
 
     def to(self, device: torch.device) -> Batch:
+        """On the device, and in float32."""
         values = (getattr(self, f.name) for f in fields(self))
-        return Batch(*(v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for v in values))
+        moved = Batch(*(v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for v in values))
+        if moved.pictures.dtype == torch.uint8:
+            moved.pictures = moved.pictures.float() / 255 * 2 - 1
+        moved.references, moved.masks = moved.references.float(), moved.masks.float()
+        return moved
 
 
 def collate(items: list[dict]) -> Batch:
-    """Items of a SubjectDataset -> a batch.
+    """Items of a SubjectDataset -> a batch, small until it is on its device: it comes through shared memory.
 
-    A subject whose word has no token (it is beyond the 77, or the phrase ends within one) is bound to nothing: it
-    leaves the masks, so that no loss asks for a person whom the model is not shown.
+    Pictures are bytes, and left out where their latents are cached; masks are bits of a byte, references of half
+    precision, and there are no more places than the batch has subjects. A subject whose word has no token (it is beyond
+    the 77, or the phrase ends within one) is bound to nothing: it leaves the masks, so that no loss asks for a person
+    whom the model is not shown.
     """
-    stacked = {key: torch.stack([item[key] for item in items]) for key in ("picture", "references", "masks")}
     captions = [item["caption"] for item in items]
-    positions = torch.tensor([bound_positions(item) for item in items])
+    most = max(1, *(int(item["valid"].sum()) for item in items))  # the first places are taken first
+    positions = torch.tensor([bound_positions(item)[:most] for item in items])
+    cached = "moments" in items[0]
+    pictures = torch.stack([((item["picture"] + 1) * 127.5).round().to(torch.uint8) for item in items])
+    masks = torch.stack([item["masks"][:most].bool() for item in items])
     return Batch(
         captions,
-        stacked["picture"],
-        stacked["references"],
-        stacked["masks"] * (positions >= 0)[:, :, None, None],
+        pictures[..., :0].clone() if cached else pictures,
+        torch.stack([item["references"][:most].half() for item in items]),
+        masks & (positions >= 0)[:, :, None, None],
         torch.tensor([tokenize(caption) for caption in captions]),
         positions,
-        torch.stack([item["moments"] for item in items]) if "moments" in items[0] else None,
+        torch.stack([item["moments"] for item in items]) if cached else None,
     )
 
 

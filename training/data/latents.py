@@ -7,6 +7,7 @@ with `data.cached_latents: true`. Records that have theirs already are kept, so 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import tarfile
@@ -131,10 +132,12 @@ def _first(root: Path) -> tuple[str | None, dict[str, str]]:
         paths = (place(root, name, LATENTS) for name in read_names(root, "train"))
         path = next((path for path in paths if path.exists()), None)
         return (str(path), read_tag(path)) if path else (None, {})
-    with tarfile.open(shards[0]) as tar:
-        for member in tar:
-            if member.name.endswith(LATENTS):
-                return f"{shards[0]}/{member.name}", _tag(tar.extractfile(member).read())
+    for shard in shards:
+        with contextlib.suppress(tarfile.ReadError), tarfile.open(shard) as tar:  # of a damaged one the training tells
+            for member in tar:
+                if member.name.endswith(LATENTS):
+                    return f"{shard}/{member.name}", _tag(tar.extractfile(member).read())
+            return None, {}
     return None, {}
 
 

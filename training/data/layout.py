@@ -65,7 +65,7 @@ def read_names(root: Path, split: str) -> list[str]:
     path = root / ("image_ids.txt" if split == "all" else f"image_ids_{split}.txt")
     if not path.exists():
         raise FileNotFoundError(f"{path} is missing: {root} is not a data set in the layout of FastComposer's FFHQ")
-    names = path.read_text().split()
+    names = [line.rstrip("\r") for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
     if not names:
         raise EmptySplit(f"{path} lists no record, so there is nothing to read in the split {split!r}")
     return names

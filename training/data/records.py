@@ -24,6 +24,7 @@ from safetensors.torch import load
 from torch import Tensor
 
 from moa_core.subjects.reference import SMALLEST
+from training.data.pictures import UNREADABLE, read_picture
 
 LATENTS = "latents.safetensors"
 """Ending of a record's cached latents."""
@@ -89,8 +90,8 @@ def read_image(path: Path, open: Open = open_file) -> Image.Image:
     """A record's picture. Raises BrokenRecord."""
     try:
         with open(path) as file:
-            image = Image.open(file).convert("RGB")
-    except (OSError, SyntaxError) as error:  # Pillow raises SyntaxError for some broken headers
+            image = read_picture(file)
+    except UNREADABLE as error:
         raise BrokenRecord(path, "a picture", _why(error)) from error
     if min(image.size) < SMALLEST:
         raise BrokenRecord(path, f"at least {SMALLEST}x{SMALLEST} pixels", "{}x{}".format(*image.size))

@@ -12,9 +12,10 @@ import webdataset
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 from tqdm import tqdm
+from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from moa_core.files.whole_file import whole
-from training.data.dataset import BrokenRecords
+from training.data.dataset import BrokenRecords, TooManyBroken
 from training.data.layout import place, read_names
 from training.data.preparation import Preparation
 from training.data.records import LATENTS, BrokenRecord, Record, read_record
@@ -32,19 +33,23 @@ def write_shards(data: Path, out: Path, records: int = 1000) -> int:
         names = read_names(data, split)
         for number, start in enumerate(tqdm(range(0, len(names), records), desc=split, unit="shard")):
             shard = out / f"{split}-{number:06d}.tar"
-            with whole(shard) as unfinished, webdataset.TarWriter(str(unfinished)) as tar:
+            # Opened here: webdataset would take a drive's letter for the scheme of a URL.
+            with whole(shard) as unfinished, unfinished.open("wb") as file, webdataset.TarWriter(file) as tar:
                 for name in names[start : start + records]:
-                    tar.write({"__key__": name} | _files(data, name))
+                    tar.write({"__key__": _key(name)} | _files(data, name))
             count += 1
     return count
 
 
 def _files(root: Path, name: str) -> dict[str, bytes]:
     """A record's files by their endings, its cached latents among them where there are any."""
-    if "." in name:
-        raise ValueError(f"{root}: {name}: a shard's record must not have a dot in its name; rename it")
     endings = [*ENDINGS, LATENTS] if place(root, name, LATENTS).exists() else ENDINGS
     return {ending: place(root, name, ending).read_bytes() for ending in endings}
+
+
+def _key(name: str) -> str:
+    """A record's name within a shard, where what comes after a dot is a file's ending."""
+    return name.replace("%", "%25").replace(".", "%2E")
 
 
 def find_shards(root: Path, split: str) -> list[Path]:
@@ -79,22 +84,42 @@ class ShardDataset(IterableDataset):
         epoch = 0
         while True:
             order = np.random.default_rng([self.seed, epoch]).permutation(len(self.shards))
-            yield from self._read([self.shards[n] for n in order[reader::readers]], epoch, reader)
+            own = [self.shards[n] for n in order[reader::readers]]
+            records = 0
+            for records, item in enumerate(self._read(own, epoch, reader), start=1):  # noqa: B007
+                yield item
+            if not records:
+                raise TooManyBroken(f"no whole record in {', '.join(map(str, own))}: they are damaged, pack them again")
             epoch += 1
 
     def _read(self, shards: list[Path], epoch: int, reader: int) -> Iterator[dict[str, Tensor | str]]:
         rng = np.random.default_rng([self.seed, epoch, reader])
-        stream = webdataset.DataPipeline(
-            webdataset.SimpleShardList([str(shard) for shard in shards]),
-            webdataset.tarfile_to_samples(),
-            webdataset.shuffle(SHUFFLED, seed=int(rng.integers(2**31))),
-        )
-        for sample in stream:
+        files = tar_file_expander(self._opened(shards), handler=self._broken_shard)
+        stream = group_by_keys(files)
+        for sample in webdataset.shuffle(SHUFFLED, seed=int(rng.integers(2**31)))(stream):
             self.broken.reads += 1
             try:
                 yield self.preparation(_record(sample, self.preparation.latents), rng)
             except BrokenRecord as error:
                 self.broken.note(sample["__key__"], error)
+
+    def _opened(self, shards: list[Path]) -> Iterator[dict]:
+        for shard in shards:
+            self.shard = shard
+            try:
+                with shard.open("rb") as stream:
+                    yield {"url": str(shard), "stream": stream}
+            except OSError as error:
+                self._broken_shard(error)
+
+    def _broken_shard(self, error: Exception) -> bool:
+        """Note that the shard being read ends too soon, or is no shard; what was read of it counts."""
+        if isinstance(error, TooManyBroken):
+            raise error
+        self.broken.reads += 1
+        found = f"{type(error).__name__}: {error.args[0]}"
+        self.broken.note(self.shard.name, BrokenRecord(self.shard, "a whole shard", found))
+        return True
 
 
 def _record(sample: dict, latents: int | None) -> Record:

@@ -16,7 +16,7 @@ class ClipJudge:
     def __init__(self, folder: Path, device: torch.device):
         """Raises ValueError or OSError for a folder that does not hold model and processor."""
         config = folder / "config.json"
-        kind = json.loads(config.read_text()).get("model_type") if config.is_file() else "none"
+        kind = json.loads(config.read_text(encoding="utf-8")).get("model_type") if config.is_file() else "none"
         if kind != "clip":  # of a vision model alone, transformers would make a CLIPModel with random weights
             raise ValueError(
                 f"--clip: expected the folder of a transformers CLIPModel, its config.json of model_type clip; "

@@ -43,7 +43,7 @@ class Judges:
         parts = [shot.prompt, self.fingerprint, *(person.fingerprint for person in shot.people)]
         key = hashlib.sha256(path.read_bytes() + json.dumps(parts).encode()).hexdigest()
         file = path.with_suffix(".json")
-        if file.exists() and (known := json.loads(file.read_text())).get("key") == key:
+        if file.exists() and (known := json.loads(file.read_text(encoding="utf-8"))).get("key") == key:
             return Score(**known)
         picture = read_picture(path)
         faces = self.faces.faces(picture)

@@ -106,7 +106,7 @@ def _claim(out: Path, settings: dict) -> None:
     out.mkdir(parents=True, exist_ok=True)
     path = out / SETTINGS
     if path.exists():
-        before = json.loads(path.read_text())
+        before = json.loads(path.read_text(encoding="utf-8"))
         if changed := [name for name, value in settings.items() if before.get(name) != value]:
             raise ValueError(
                 f"{out} holds an evaluation with other settings ({', '.join(changed)}): give the same again to go on "

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
+from training.data import pictures
 from training.data.pictures import ENDINGS
 from training.evaluation.fingerprint import fingerprint
 
@@ -88,9 +89,8 @@ def _read_mask(picture: Path, size: tuple[int, int]) -> Tensor | None:
 
 
 def read_picture(path: Path, mode: str = "RGB") -> Image.Image:
-    """A picture, turned as its camera says. Raises ValueError for one that cannot be read."""
+    """A picture as pictures.read_picture reads it. Raises ValueError for one that cannot be read."""
     try:
-        with Image.open(path) as picture:
-            return ImageOps.exif_transpose(picture).convert(mode)
-    except (OSError, SyntaxError) as error:
+        return pictures.read_picture(path).convert(mode)
+    except pictures.UNREADABLE as error:
         raise ValueError(f"{path} cannot be read as a picture ({error}): replace or remove it") from error

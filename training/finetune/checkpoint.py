@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save_file
 from torch import Tensor, nn
 
 from moa_core.files.whole_file import UNFINISHED, whole
@@ -31,7 +31,7 @@ def save_checkpoint(
 ) -> Path:
     """Write folder/step-00001000 under another name first, then drop the oldest but `keep`.
 
-    state: JSON with the `step`.
+    state: JSON with the `step`. Raises CheckpointError where it cannot be written; those that are there stay.
     """
     target = folder / f"step-{state['step']:08d}"
     for leftover in folder.glob(f"{UNFINISHED}-*"):
@@ -41,11 +41,18 @@ def save_checkpoint(
         for name, parameter in parameters.items()
         for key, value in optimizer.state[parameter].items()
     }
-    with whole(target) as unfinished:
-        unfinished.mkdir(parents=True)
-        _save(dict(parameters), unfinished / PARAMETERS)
-        _save(moments, unfinished / MOMENTS)
-        (unfinished / STATE).write_text(json.dumps(state, indent=1))
+    try:
+        with whole(target) as unfinished:
+            unfinished.mkdir(parents=True)
+            _save(dict(parameters), unfinished / PARAMETERS)
+            _save(moments, unfinished / MOMENTS)
+            (unfinished / STATE).write_text(json.dumps(state, indent=1), encoding="utf-8")
+    except (OSError, SafetensorError) as error:
+        kept = (checkpoints(folder) or ["none"])[-1]
+        raise CheckpointError(
+            f"{target} could not be written ({error}); the last whole checkpoint is {kept}. Make room on the disk and "
+            "go on with --resume latest"
+        ) from error
     for old in checkpoints(folder)[:-keep]:
         shutil.rmtree(old)
     return target
@@ -68,7 +75,9 @@ def load_checkpoint(
     Raises CheckpointError.
     """
     try:
-        values, moments = load_file(path / PARAMETERS), load_file(path / MOMENTS) if optimizer else {}
+        # Read, not mapped: a mapped file cannot be replaced or removed on Windows.
+        values = load((path / PARAMETERS).read_bytes())
+        moments = load((path / MOMENTS).read_bytes()) if optimizer else {}
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path} is no whole checkpoint ({type(error).__name__}: {error})") from error
     state = read_state(path)
@@ -92,7 +101,7 @@ def load_checkpoint(
 def read_state(path: Path) -> dict[str, Any]:
     """The `step` and the `config` of a checkpoint. Raises CheckpointError."""
     try:
-        return json.loads((path / STATE).read_text())
+        return json.loads((path / STATE).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} is no whole checkpoint ({type(error).__name__}: {error})") from error
 

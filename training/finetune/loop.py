@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import itertools
+import math
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate import Accelerator, DistributedDataParallelKwargs, DistributedType
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from training.config import Config
+from training.config import Config, ConfigError
 from training.data.latents import check_latents, latents_of
 from training.data.loader import batches, first_of_test_set
 from training.data.preparation import Preparation
@@ -21,18 +23,38 @@ from training.finetune.methods import METHODS
 from training.finetune.model import build, trained
 from training.finetune.optimizer import groups, learning_rate
 from training.finetune.signals import stop_on_signal
+from training.finetune.sole_run import sole_run
 from training.host.pipeline import MoAPipeline
+
+UNSUPPORTED = (DistributedType.DEEPSPEED, DistributedType.FSDP, DistributedType.MEGATRON_LM, DistributedType.XLA)
+MOST_SKIPPED = 5
+"""So many steps in a row whose gradient is no number end a training."""
+
+
+class TrainingFailed(RuntimeError):
+    """A sentence for the user."""
 
 
 def train(config: Config, resume: Path | None = None) -> None:
-    """Train to the config's last step, or until SIGTERM; checkpoint and the nodes' file are written either way."""
+    """Train to the config's last step, or until SIGTERM; checkpoint and the nodes' file are written either way.
+
+    Raises ConfigError, BaseError, CheckpointError or TrainingFailed, and what data that cannot be read raises.
+    """
     run, optim = config.run, config.optimizer
+    check_precision(run.precision)
     accelerator = Accelerator(
         mixed_precision="bf16" if run.precision == "bf16" else "no",
         gradient_accumulation_steps=optim.accumulate,
         # A batch without any subject leaves the subject prompt without a gradient.
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
     )
+    check_launcher(accelerator.distributed_type)
+    with sole_run(Path(run.out)) if accelerator.is_main_process else nullcontext():
+        _train(config, resume, accelerator)
+
+
+def _train(config: Config, resume: Path | None, accelerator: Accelerator) -> None:
+    run, optim = config.run, config.optimizer
     torch.manual_seed(run.seed)
     base, moa, model = build(config)
     base.to(accelerator.device)
@@ -52,7 +74,8 @@ def train(config: Config, resume: Path | None = None) -> None:
     passes = batches(config, preparation, accelerator, first=step * records)
     shown = first_of_test_set(config, preparation).to(accelerator.device) if run.validate_every else None
     main = accelerator.is_main_process
-    writer = SummaryWriter(str(out / "tensorboard")) if main else None
+    # What an earlier start has drawn beyond the checkpoint that this one goes on from is drawn anew.
+    writer = SummaryWriter(str(out / "tensorboard"), purge_step=step + 1) if main else None
     bar = tqdm(initial=step, total=optim.steps, unit="step", disable=not main, mininterval=1.0)
 
     def save() -> None:
@@ -64,7 +87,7 @@ def train(config: Config, resume: Path | None = None) -> None:
                 write(moa, out / run.file)
 
     with stop_on_signal() as stop:
-        seconds, first = 0.0, step
+        seconds, first, skipped, in_a_row = 0.0, step, 0, 0
         while step < optim.steps and not _any(accelerator, bool(stop)):
             for group in optimizer.param_groups:
                 group["lr"] = group["factor"] * learning_rate(optim, step)
@@ -77,8 +100,19 @@ def train(config: Config, resume: Path | None = None) -> None:
                 for name, value in losses.items():
                     figures[name] = figures.get(name, 0.0) + float(value.detach()) / optim.accumulate
             figures["norm"] = float(accelerator.clip_grad_norm_(parameters.values(), optim.clip))
-            optimizer.step()
+            good = math.isfinite(figures["norm"])  # the same in all processes
+            if good:
+                optimizer.step()
             optimizer.zero_grad(set_to_none=True)
+            skipped, in_a_row = skipped + (not good), 0 if good else in_a_row + 1
+            if in_a_row == MOST_SKIPPED:
+                save()
+                raise TrainingFailed(
+                    f"{MOST_SKIPPED} steps in a row, up to step {step + 1}, gave a gradient that is no number (NaN or "
+                    f"infinite). {out / 'checkpoints'} keeps the last good state: go on from it with a lower "
+                    "optimizer.lr or with run.precision float32, or look at the data"
+                )
+            figures["skipped"] = skipped
             step += 1
             seconds += time.monotonic() - began
             figures["images/s"] = (step - first) * records / seconds
@@ -97,6 +131,28 @@ def train(config: Config, resume: Path | None = None) -> None:
         bar.close()
         print(f"{'finished' if step >= optim.steps else 'stopped'} at step {step}; {out / run.file}")
     accelerator.end_training()
+
+
+def check_launcher(kind: DistributedType) -> None:
+    """Raises ConfigError for what accelerate may be told and this training does not support."""
+    if kind in UNSUPPORTED:
+        raise ConfigError(
+            f"accelerate was told to use {kind.value}: this training runs on one device, or with DDP on several. Its "
+            "parameters are few; answer no to DeepSpeed and FSDP in `accelerate config`"
+        )
+
+
+def check_precision(precision: str) -> None:
+    """Raises ConfigError where the device has no such numbers."""
+    if (
+        precision == "bf16"
+        and torch.cuda.is_available()
+        and not torch.cuda.is_bf16_supported(including_emulation=False)
+    ):
+        raise ConfigError(
+            f"run.precision is bf16, which {torch.cuda.get_device_name()} does not compute in: set it to float32, and "
+            "run.checkpointing to true if memory runs short"
+        )
 
 
 def _any(accelerator: Accelerator, flag: bool) -> bool:

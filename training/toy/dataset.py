@@ -106,7 +106,7 @@ def _claim(out: Path, recipe: Recipe) -> None:
     """Makes the folder ours, or says why it cannot be."""
     mark = out / MARK
     if mark.exists():
-        there = json.loads(mark.read_text())
+        there = json.loads(mark.read_text(encoding="utf-8"))
         if there != asdict(recipe):
             raise ValueError(
                 f"{out} holds a data set made with {there}; this one would be made with {asdict(recipe)}. "

@@ -234,5 +234,5 @@ def _save(trainee: Trainee, look: Callable[[Path], str], bar: tqdm) -> None:
     trainee.model.load_state_dict(weights, strict=False)
     line = f"{trainee.name}: step {trainee.step}, {trainee.seconds / 60:.1f} minutes, {bar.postfix or ''}, {figures}"
     bar.write(line)
-    with (trainee.path.with_suffix(".log")).open("a") as log:
+    with (trainee.path.with_suffix(".log")).open("a", encoding="utf-8") as log:
         log.write(line + "\n")

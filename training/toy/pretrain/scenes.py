@@ -41,11 +41,11 @@ def rendered(plan: Plan, size: int, paint: Paint = picture) -> RenderedScenes:
     plan.run.mkdir(parents=True, exist_ok=True)
     pixels, info = plan.run / f"{paint.__name__}s.npy", plan.run / f"{paint.__name__}s.json"
     recipe = {"seed": plan.seed, "scenes": plan.scenes, "world_version": WORLD_VERSION, "size": size}
-    if not info.exists() or json.loads(info.read_text())["recipe"] != recipe:
+    if not info.exists() or json.loads(info.read_text(encoding="utf-8"))["recipe"] != recipe:
         info.unlink(missing_ok=True)
         captions = _render(pixels, plan, size, paint)
-        info.write_text(json.dumps({"recipe": recipe, "captions": captions}))
-    return RenderedScenes(np.load(pixels, mmap_mode="r"), **json.loads(info.read_text()))
+        info.write_text(json.dumps({"recipe": recipe, "captions": captions}), encoding="utf-8")
+    return RenderedScenes(np.load(pixels, mmap_mode="r"), **json.loads(info.read_text(encoding="utf-8")))
 
 
 def _render(path: Path, plan: Plan, size: int, paint: Paint) -> list[str]:
