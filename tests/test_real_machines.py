@@ -9,9 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from toy_run import ENVIRONMENT, PACK, config, preparation
+from transformers import CLIPTextConfig, CLIPTextModel
 
 from moa_core.learned.moa_file import MoAFileError, load_moa, save_moa
 from training.config import ConfigError
@@ -22,6 +25,8 @@ from training.finetune.checkpoint import checkpoints, load_checkpoint
 from training.finetune.loop import TrainingFailed, train
 from training.finetune.model import build, trained
 from training.finetune.sole_run import sole_run
+from training.host.base import BaseError
+from training.host.pretrained import load_base
 from training.train import main
 
 
@@ -63,8 +68,6 @@ def test_a_moa_file_of_a_failed_training_is_refused(stirred_moa, tmp_path):
     weights = load_file(tmp_path / "moa.safetensors")
     name = "mixture.layers.middle_0_0_attn2.expert.to_v.weight"
     weights[name][3, 4] = math.nan
-    from safetensors import safe_open
-
     with safe_open(tmp_path / "moa.safetensors", "pt") as file:
         save_file(weights, tmp_path / "nan.safetensors", file.metadata())
     with pytest.raises(MoAFileError, match=f"{name} holds what is no number"):
@@ -157,3 +160,43 @@ def test_a_batch_is_small_until_it_is_on_its_device(toy):
     assert torch.equal(there.pictures, torch.stack([item["picture"] for item in items]))
     assert torch.equal(there.masks, torch.stack([item["masks"][:most] for item in items]))
     assert (there.references - torch.stack([item["references"][:most] for item in items])).abs().max() < 2e-3
+
+
+@pytest.mark.parametrize("variant", ["fp16", None])
+def test_a_folder_of_one_variant_alone_is_read(toy, tmp_path, variant):
+    """As `stable-diffusion-v1-5` is often fetched: weights in half precision and no others."""
+    unet = UNet2DConditionModel(
+        sample_size=8, block_out_channels=(32, 32), norm_num_groups=8, cross_attention_dim=768, attention_head_dim=2,
+        down_block_types=("CrossAttnDownBlock2D",) * 2, up_block_types=("CrossAttnUpBlock2D",) * 2,
+    )  # fmt: skip
+    text_encoder = CLIPTextModel(
+        CLIPTextConfig(hidden_size=768, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2)
+    )
+    parts = {
+        "unet": unet,
+        "vae": AutoencoderKL(block_out_channels=(8,), norm_num_groups=4),
+        "text_encoder": text_encoder,
+    }
+    for name, part in parts.items():
+        part.half().save_pretrained(tmp_path / name, variant=variant)
+    base = load_base(tmp_path)
+    assert base.unet.dtype == torch.float32 and base.family == "SD 1.5"
+    assert torch.equal(base.unet.conv_in.weight, unet.conv_in.weight.float())
+
+
+def test_another_family_and_other_files_are_named(tmp_path):
+    key = "model.diffusion_model.middle_block.1.transformer_blocks.0.attn2.to_k.weight"
+    for width, message in ((1024, "is Stable Diffusion 2;"), (2048, "is SDXL;"), (99, "does not know")):
+        save_file({key: torch.zeros(4, width)}, tmp_path / "checkpoint.safetensors")
+        with pytest.raises(BaseError, match=message):
+            load_base(tmp_path / "checkpoint.safetensors")
+    save_file({key: torch.zeros(4, 768)}, tmp_path / "checkpoint.safetensors")
+    with pytest.raises(BaseError, match="no autoencoder and no text encoder"):
+        load_base(tmp_path / "checkpoint.safetensors")
+    (tmp_path / "old.ckpt").write_bytes(b"PK")
+    with pytest.raises(BaseError, match="no .safetensors checkpoint"):
+        load_base(tmp_path / "old.ckpt")
+    (tmp_path / "unet").mkdir()
+    (tmp_path / "unet/config.json").write_text(json.dumps({"cross_attention_dim": 1024}), encoding="utf-8")
+    with pytest.raises(BaseError, match="is Stable Diffusion 2;"):
+        load_base(tmp_path)

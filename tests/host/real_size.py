@@ -91,13 +91,35 @@ def sample(folder: Path) -> dict:
             positive, negative = host.prompt(bound_clip, "a man in paris"), host.prompt(bound_clip, "bad")
             out[name] = host.sample(patched, positive, negative, steps=2, sampler="uni_pc")["samples"]
         picture = host.run("VAEDecode", vae, {"samples": out["moa"]})[0]
+        trained_on = read_for_training(folder, model, clip, vae)
     return {
+        "training_differs": trained_on,
         "family": type(model.model.model_config).__name__,
         "strength_0_bit_exact": torch.equal(out["prior"], out["zero"]),
         "moa_changes": (out["moa"] - out["prior"]).abs().max().item(),
         "picture": list(picture.shape),
         "finite": bool(out["moa"].isfinite().all()),
     }
+
+
+def read_for_training(folder: Path, model, clip, vae) -> float:
+    """The largest difference, over the outputs' own size, between the host's U-Net, text encoder and autoencoder and
+    those that a training reads from the same file.
+    """
+    from training.host.pretrained import load_base
+    from training.host.tokenizer import tokenize
+
+    base = load_base(folder / "models/checkpoints/sd15-random.safetensors")
+    unet = model.model.diffusion_model.float()
+    latents, timestep, context = torch.randn(1, 4, 16, 16), torch.tensor([500.0]), torch.randn(1, 77, 768)
+    text = clip.encode_from_tokens(clip.tokenize("a man in paris"))
+    autoencoder = vae.first_stage_model.float()
+    pairs = (
+        (unet(latents, timestep, context=context), base.unet(latents, timestep, context).sample),
+        (text, base.text_encoder(torch.tensor([tokenize("a man in paris")])).last_hidden_state),
+        (autoencoder.decode(latents), base.autoencoder.vae.decode(latents).sample),
+    )
+    return max(float((a - b).abs().max() / b.abs().max()) for a, b in pairs)
 
 
 def main(make: Callable[[Path], dict], sample: Callable[[Path], dict]) -> None:

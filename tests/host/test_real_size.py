@@ -33,6 +33,7 @@ def test_sd15_size_through_the_loaders_and_ksampler(tmp_path):
     assert sampled["strength_0_bit_exact"]
     assert sampled["moa_changes"] > 1e-3 and sampled["finite"]
     assert sampled["picture"] == [1, 128, 128, 3]
+    assert sampled["training_differs"] < 1e-3  # the same file is what training reads as model.base
     assert sampled["peak_gib"] < 12
 
 

@@ -74,8 +74,8 @@ class Annotator:
     def __init__(self, captioner: Path, segmenter: Path, matcher: Path, device: torch.device):
         self.device = device
         local = {"local_files_only": True}
-        half = {"dtype": torch.float16 if device.type == "cuda" else torch.float32}
-        self.captioner = Blip2ForConditionalGeneration.from_pretrained(captioner, **half, **local).to(device).eval()
+        writer = Blip2ForConditionalGeneration.from_pretrained(captioner, **local)
+        self.captioner = (writer.half() if device.type == "cuda" else writer.float()).to(device).eval()
         self.segmenter = Mask2FormerForUniversalSegmentation.from_pretrained(segmenter, **local).to(device).eval()
         self.matcher = CLIPModel.from_pretrained(matcher, **local).to(device).eval()
         self.caption_processor = AutoProcessor.from_pretrained(captioner, **local)

@@ -24,7 +24,7 @@ class ClipJudge:
             )
         local = {"local_files_only": True}
         self.processor = CLIPProcessor.from_pretrained(folder, **local)
-        self.network = CLIPModel.from_pretrained(folder, dtype=torch.float32, **local)
+        self.network = CLIPModel.from_pretrained(folder, **local).float()
         self.network.to(device).eval().requires_grad_(False)
 
     @torch.no_grad()

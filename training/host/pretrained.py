@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+import json
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from safetensors import SafetensorError, safe_open
+from transformers import CLIPTextModel, CLIPVisionModelWithProjection
 
 from moa_core.learned.image_encoder import CLIP_VIT_L
 from moa_core.learned.moa import MoA
 from moa_core.learned.moa_file import MoAFileError, load_moa
+from training.host import sd15
 from training.host.base import Base, BaseError, KLAutoencoder
 from training.host.toy_base import load_toy
+
+SD15, TEXT_WIDTH = "SD 1.5", 768
+OTHERS = {1024: "Stable Diffusion 2", 2048: "SDXL"}
+"""Other base models, by the width of their text embeddings."""
+LAST_TEXT_KEY = "model.diffusion_model.middle_block.1.transformer_blocks.0.attn2.to_k.weight"
+TEXT, TOY_AUTOENCODER = "cond_stage_model.transformer.text_model.", "first_stage_model.taesd_"
 
 
 def fresh_moa(base: Base, image_encoder: Path, **others: Any) -> MoA:
@@ -20,14 +32,12 @@ def fresh_moa(base: Base, image_encoder: Path, **others: Any) -> MoA:
 
     others: further fields of its MoAConfig.
     """
-    from transformers import CLIPVisionModelWithProjection
-
     if not (image_encoder / "config.json").is_file():
         raise BaseError(
             f"model.image_encoder: {image_encoder} holds no config.json; expected the folder of a transformers "
             "CLIP vision model (for the toy world: python -m training.toy encoder)"
         )
-    encoder = CLIPVisionModelWithProjection.from_pretrained(image_encoder, dtype=torch.float32, local_files_only=True)
+    encoder = CLIPVisionModelWithProjection.from_pretrained(image_encoder, local_files_only=True).float()
     moa = base.fresh_moa({key: getattr(encoder.config, key) for key in (*CLIP_VIT_L, "hidden_act")}, **others)
     moa.image_encoder.model.load_state_dict(encoder.state_dict())
     return moa
@@ -51,25 +61,87 @@ def started_moa(base: Base, path: Path, timesteps: int) -> MoA:
 
 
 def load_base(path: str | Path) -> Base:
-    """A Stable Diffusion 1.x folder as diffusers saves it, or a toy checkpoint. Raises BaseError."""
+    """A Stable Diffusion 1.x folder as diffusers saves it, or one .safetensors file of it, or a toy checkpoint.
+
+    Raises BaseError.
+    """
     path = Path(path)
     if path.is_file():
+        return _load_file(path)
+    if not (path / "unet" / "config.json").is_file():
+        raise BaseError(
+            f"model.base: expected a Stable Diffusion 1.5 folder in diffusers' format (unet, vae, text_encoder) or a "
+            f"checkpoint, found {'nothing' if not path.exists() else 'no unet/config.json'} at {path}"
+        )
+    config = json.loads((path / "unet" / "config.json").read_text(encoding="utf-8"))
+    _check_family(path, config.get("cross_attention_dim"))
+    parts = {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "text_encoder": CLIPTextModel}
+    loaded = {}
+    for name, kind in parts.items():
+        variant = _variant(path / name)
+        try:
+            loaded[name] = kind.from_pretrained(path / name, variant=variant, local_files_only=True).float()
+        except (OSError, ValueError) as error:
+            raise BaseError(f"model.base: {path / name} cannot be read: {error}") from error
+    return Base(loaded["unet"], loaded["text_encoder"], KLAutoencoder(loaded["vae"]), SD15)
+
+
+def _variant(part: Path) -> str | None:
+    """What stands between the name of a part's weights and their ending, where there are no others: `fp16`."""
+    names = [file.name.split(".") for file in part.glob("*") if file.suffix in (".safetensors", ".bin")]
+    variants = {name[1] if len(name) > 2 and "-of-" not in name[-2] else None for name in names}
+    return None if None in variants else next(iter(sorted(variants)), None)
+
+
+def _load_file(path: Path) -> Base:
+    """One file: the toy world's checkpoint, or one of Stable Diffusion 1.x with the original names of its weights."""
+    try:
+        with safe_open(path, "pt") as file:
+            names = set(file.keys())
+            width = file.get_slice(LAST_TEXT_KEY).get_shape()[1] if LAST_TEXT_KEY in names else None
+    except (SafetensorError, OSError) as error:
+        raise BaseError(
+            f"model.base: {path} is no .safetensors checkpoint ({type(error).__name__}: {error}). In place of a .ckpt "
+            "file take the .safetensors one, or diffusers' folder"
+        ) from error
+    if any(name.startswith(TOY_AUTOENCODER) for name in names):
         try:
             return load_toy(path)
         except Exception as error:
             raise BaseError(f"model.base: {path} is no toy checkpoint ({type(error).__name__}: {error})") from error
-    if not (path / "unet" / "config.json").is_file():
-        raise BaseError(
-            f"model.base: expected a Stable Diffusion 1.5 folder in diffusers' format (unet, vae, text_encoder) or a "
-            f"toy checkpoint, found {'nothing' if not path.exists() else 'no unet/config.json'} at {path}"
-        )
-    from diffusers import AutoencoderKL, UNet2DConditionModel
-    from transformers import CLIPTextModel
+    _check_family(path, width)
+    wanted = {"first_stage_model.": "autoencoder", "cond_stage_model.": "text encoder"}
+    missing = [what for prefix, what in wanted.items() if not any(name.startswith(prefix) for name in names)]
+    if missing:
+        raise BaseError(f"model.base: {path} holds no {' and no '.join(missing)}: give a whole checkpoint")
+    return _load_sd15(path)
 
-    local = {"local_files_only": True}
-    return Base(
-        UNet2DConditionModel.from_pretrained(path, subfolder="unet", torch_dtype=torch.float32, **local),
-        CLIPTextModel.from_pretrained(path, subfolder="text_encoder", dtype=torch.float32, **local),
-        KLAutoencoder(AutoencoderKL.from_pretrained(path, subfolder="vae", torch_dtype=torch.float32, **local)),
-        "SD 1.5",
-    )
+
+def _load_sd15(path: Path) -> Base:
+    """diffusers knows the names; the shapes are Stable Diffusion 1.5's, so that nothing is to be looked up on a hub."""
+    with tempfile.TemporaryDirectory() as shapes:
+        with torch.device("meta"):
+            for name, part in (("unet", sd15.unet()), ("vae", sd15.autoencoder())):
+                part.save_config(Path(shapes) / name)
+        options = {"config": shapes, "torch_dtype": torch.float32, "local_files_only": True}
+        unet = UNet2DConditionModel.from_single_file(path, subfolder="unet", **options)
+        vae = AutoencoderKL.from_single_file(path, subfolder="vae", **options)
+    text_encoder, stored = sd15.text_encoder(), {}
+    with safe_open(path, "pt") as file:
+        for name in file.keys():  # noqa: SIM118
+            if name.startswith(TEXT):
+                stored[name.removeprefix(TEXT)] = file.get_tensor(name)
+    own = text_encoder.state_dict()
+    for name, weight in own.items():
+        weight.copy_(stored[name.removeprefix("text_model.")])
+    return Base(unet, text_encoder, KLAutoencoder(vae), SD15)
+
+
+def _check_family(path: Path, text_width: int | None) -> None:
+    """Raises BaseError for a base model that reads other text embeddings than Stable Diffusion 1.x."""
+    if text_width != TEXT_WIDTH:
+        family = OTHERS.get(text_width, "of a family that this training does not know")
+        raise BaseError(
+            f"model.base: {path} is {family}; this training is for Stable Diffusion 1.x, whose text embeddings are "
+            f"{TEXT_WIDTH} wide. Give one of those"
+        )

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import tempfile
 from functools import lru_cache
+from pathlib import Path
 
 from open_clip.tokenizer import SimpleTokenizer
-from transformers import CLIPTokenizer
+from transformers import CLIPTokenizerFast
 
 from moa_core.subjects.binding import BoundPrompt, bind
 from moa_core.subjects.subject import Subject
@@ -14,22 +17,21 @@ LENGTH = 77
 
 
 @lru_cache
-def clip_tokenizer() -> CLIPTokenizer:
+def clip_tokenizer() -> CLIPTokenizerFast:
     """transformers' CLIPTokenizer with SD's padding (by the end token)."""
     source = SimpleTokenizer()
     vocabulary = {source.decoder[i]: i for i in range(len(source.decoder))}
     start, end = source.decoder[source.sot_token_id], source.decoder[source.eot_token_id]
     for old, new in ((start, "<|startoftext|>"), (end, "<|endoftext|>")):
         vocabulary[new] = vocabulary.pop(old)
-    return CLIPTokenizer(
-        vocab=vocabulary,
-        merges=list(source.bpe_ranks),
-        bos_token="<|startoftext|>",
-        eos_token="<|endoftext|>",
-        pad_token="<|endoftext|>",
-        unk_token="<|endoftext|>",
-        model_max_length=LENGTH,
-    )
+    with tempfile.TemporaryDirectory() as folder:  # the one form that every version of transformers reads
+        (Path(folder) / "vocab.json").write_text(json.dumps(vocabulary), encoding="utf-8")
+        merges = ["#version: 0.2", *(" ".join(pair) for pair in source.bpe_ranks)]
+        (Path(folder) / "merges.txt").write_text("\n".join(merges), encoding="utf-8")
+        special = dict.fromkeys(("eos_token", "pad_token", "unk_token"), "<|endoftext|>")
+        return CLIPTokenizerFast.from_pretrained(
+            folder, bos_token="<|startoftext|>", **special, model_max_length=LENGTH, local_files_only=True
+        )
 
 
 def tokenize(prompt: str) -> list[int]:
