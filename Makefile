@@ -5,7 +5,7 @@ RUN := $(VENV)/bin/python
 # ComfyUI imports torchaudio; the newest torch and the last torchaudio refuse each other. This set works with both.
 TORCH := torch==2.11.0 torchvision==0.26.0 torchaudio==2.11.0
 
-.PHONY: test demo lint bench soak setup toy-base toy-moa toy-addons toy-judges
+.PHONY: test demo lint bench soak gpu setup toy-base toy-moa toy-addons toy-judges
 
 # Threads that wait for each other do not spin: beside another busy process tests took up to ten times as long.
 test: setup
@@ -24,6 +24,13 @@ bench: setup
 
 soak: setup
 	$(RUN) -m pytest -m slow -s
+
+# What only a GPU can show: speed in its own precision, the host tests with little and with much of its memory, training.
+gpu: setup
+	$(RUN) -m tests.bench
+	-COMFYUI_FLAGS="--lowvram --force-fp32" $(RUN) -m pytest tests/host
+	-COMFYUI_FLAGS="--gpu-only --force-fp32" $(RUN) -m pytest tests/host
+	$(RUN) -m training.throughput
 
 # The toy models from scratch, every training at a rate that falls to nothing; each goes on where it was stopped.
 # models/*/*.md say how the shipped ones were made.

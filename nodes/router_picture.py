@@ -40,7 +40,10 @@ def draw_trace(trace: Trace, area: Tensor, index: int, image: Tensor | None) -> 
         draw.text((start, 10), title, INK, font)
         for column, (_, last) in enumerate(trace.timesteps):
             draw.text((start + column * (CELL + GAP), 42), f"t<{last}", FAINT, small)
+        recorded = any(kind == attention for _, kind in maps)
         for row, address in enumerate(blocks):
+            if recorded and (address, attention) not in maps:
+                draw.text((start, HEAD + row * (CELL + GAP) + CELL // 2 - 7), "no expert", FAINT, small)
             for column, share in enumerate(maps.get((address, attention), ())):
                 cell = _paint(share / top).resize((CELL, CELL), Image.Resampling.NEAREST)
                 canvas.paste(cell, (start + column * (CELL + GAP), HEAD + row * (CELL + GAP)))

@@ -56,11 +56,15 @@ def oft(shape: torch.Size, r: Random) -> dict[str, Tensor]:
     return {"oft_blocks": r(4, shape[0] // 4, shape[0] // 4), "alpha": torch.tensor(0.0)}
 
 
+def boft(shape: torch.Size, r: Random) -> dict[str, Tensor]:
+    return {"oft_blocks": r(2, shape[0] // 4, 4, 4), "alpha": torch.tensor(0.0)}
+
+
 def difference(shape: torch.Size, r: Random) -> dict[str, Tensor]:
     return {"diff": 0.1 * r(*shape), "diff_b": r(shape[0])}
 
 
-KINDS = {kind.__name__: kind for kind in (lora, locon_with_a_middle, dora, loha, lokr, glora, oft, difference)}
+KINDS = {kind.__name__: kind for kind in (lora, locon_with_a_middle, dora, loha, lokr, glora, oft, boft, difference)}
 
 
 def random_lora(

@@ -284,9 +284,8 @@ def test_nan_in_features(host, moa):
         encode(host, moa, picture)
     key = "image_encoder.model.visual_projection.weight"
     name = rewrite(host, "nan.safetensors", change_weights=lambda w: w[key].fill_(float("nan")))
-    broken = host.run("MoALoader", name)[0]
-    with pytest.raises(ValueError, match=r"nan\.safetensors"):
-        encode(host, broken, torch.rand(1, 64, 64, 3))
+    with pytest.raises(ValueError, match=r"nan\.safetensors.*no number"):
+        host.run("MoALoader", name)
 
 
 def test_subjects_that_do_not_fit(host, loaded, moa):

@@ -13,10 +13,12 @@ from accelerate import Accelerator, DistributedDataParallelKwargs, DistributedTy
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from moa_core.learned.moa_file import save_moa
 from training.config import Config, ConfigError
 from training.data.latents import check_latents, latents_of
 from training.data.loader import batches, first_of_test_set
 from training.data.preparation import Preparation
+from training.finetune.card import write_card
 from training.finetune.checkpoint import load_checkpoint, save_checkpoint
 from training.finetune.contact_sheet import draw_contact_sheet
 from training.finetune.methods import METHODS
@@ -88,11 +90,11 @@ def _train(config: Config, resume: Path | None, accelerator: Accelerator) -> Non
 
     with stop_on_signal() as stop:
         seconds, first, skipped, in_a_row = 0.0, step, 0, 0
+        figures: dict[str, float] = {}
         while step < optim.steps and not _any(accelerator, bool(stop)):
             for group in optimizer.param_groups:
                 group["lr"] = group["factor"] * learning_rate(optim, step)
-            began = time.monotonic()
-            figures: dict[str, float] = {}
+            began, figures = time.monotonic(), {}
             for batch, chance in itertools.islice(passes, optim.accumulate):
                 with accelerator.accumulate(wrapped):
                     losses = wrapped(latents_of(batch, chance, base.autoencoder), batch, chance)
@@ -127,6 +129,8 @@ def _train(config: Config, resume: Path | None, accelerator: Accelerator) -> Non
                 draw_contact_sheet(pipeline, shown, out / f"step-{step:08d}.png")
     if main:
         save()
+        if step >= optim.steps and METHODS[config.model.method].save is save_moa:
+            write_card(out / run.file, moa, config, accelerator.num_processes, figures)
         writer.close()
         bar.close()
         print(f"{'finished' if step >= optim.steps else 'stopped'} at step {step}; {out / run.file}")
@@ -144,14 +148,15 @@ def check_launcher(kind: DistributedType) -> None:
 
 def check_precision(precision: str) -> None:
     """Raises ConfigError where the device has no such numbers."""
-    if (
-        precision == "bf16"
-        and torch.cuda.is_available()
-        and not torch.cuda.is_bf16_supported(including_emulation=False)
-    ):
+    lacking = None
+    if torch.cuda.is_available() and not torch.cuda.is_bf16_supported(including_emulation=False):
+        lacking = torch.cuda.get_device_name()
+    elif torch.backends.mps.is_available() and not torch.backends.mps.is_macos_or_newer(14, 0):
+        lacking = "Metal before macOS 14"
+    if precision == "bf16" and lacking:
         raise ConfigError(
-            f"run.precision is bf16, which {torch.cuda.get_device_name()} does not compute in: set it to float32, and "
-            "run.checkpointing to true if memory runs short"
+            f"run.precision is bf16, which {lacking} does not compute in: set it to float32, and run.checkpointing to "
+            "true if memory runs short"
         )
 
 
