@@ -116,7 +116,7 @@ def test_a_second_run_in_a_folder_is_refused_while_the_first_one_lives(toy, tmp_
 
 
 def test_where_a_checkpoint_cannot_be_written_the_last_one_stays(toy, tmp_path):
-    """No file may become larger than 100 kB, as on a disk that is full."""
+    """No file may become larger than 2 MB, as on a disk that is full."""
     content = config(toy, tmp_path / "run", 1).to_dict()
     path = tmp_path / "run.yaml"
     path.write_text(json.dumps(content), encoding="utf-8")
@@ -127,7 +127,7 @@ def test_where_a_checkpoint_cannot_be_written_the_last_one_stays(toy, tmp_path):
     path.write_text(json.dumps(content), encoding="utf-8")
     code = "import resource, signal, sys; from training.train import main; "
     code += "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
-    code += "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY)); sys.exit(main(sys.argv[1:]))"
+    code += "resource.setrlimit(resource.RLIMIT_FSIZE, (2_000_000, resource.RLIM_INFINITY)); sys.exit(main(sys.argv[1:]))"
     command = [sys.executable, "-c", code, "--config", str(path), "--resume", "latest"]
     done = subprocess.run(command, cwd=PACK, env=os.environ | ENVIRONMENT, capture_output=True, text=True)
     assert done.returncode == 2, done.stderr

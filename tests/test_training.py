@@ -153,7 +153,7 @@ def test_a_subject_without_a_token_leaves_the_loss(toy, late):
         item["positions"] = item["positions"] - torch.tensor([0, 1])
     seen = []
     learner.model.unet.register_forward_hook(lambda module, inputs, predicted: seen.append(predicted))
-    batch = collate([item])
+    batch = collate([item]).to(torch.device("cpu"))
     losses = learner.losses(batch)
     first, second = F.interpolate(item["masks"][None], learner.latents.shape[2:], mode="area")[0, :, None]
     assert batch.positions[0, 0] >= 0 > batch.positions[0, 1] and second.sum() > 1

@@ -42,7 +42,7 @@ class Shot(Take):
 
 C, D, MAN, WOMAN = Who(21, "man"), Who(2, "man"), B, Who(1, "woman")
 COUPLE = ("a portrait of a man waving and a man standing on a beach", 5)
-FACES = ("a portrait of a man holding a book in a forest", 1)
+FACES = ("a portrait of a man holding a book in a forest", 9)
 SHAPES = {"Prior": ((Who(2697, "man"),), 0.0), "Wide": ((Who(2697, "man"),),), "Narrow": ((Who(1329, "man"),),)}
 HANDS_FULL = "a portrait of a man holding a book and a woman holding flowers in a lavender field"
 STORY = (
@@ -51,7 +51,7 @@ STORY = (
     "a portrait of a man standing and a woman waving in a city at night",
     "a portrait of a man holding flowers and a woman holding a book on a snowy mountain",
 )
-POSED = ("a portrait of a man on a beach", 0)
+POSED = ("a portrait of a man on a beach", 5)
 STICKER = ("a portrait of a man holding a book in a forest", 3)
 KID, OLD = (f"a portrait of {age} man holding a book in a forest" for age in ("a kid", "an old"))
 BLUE, BLOND, PINK = ByLoRA("man", 18), ByLoRA("man", 8), ByLoRA("woman", 10)
