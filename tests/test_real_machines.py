@@ -127,7 +127,8 @@ def test_where_a_checkpoint_cannot_be_written_the_last_one_stays(toy, tmp_path):
     path.write_text(json.dumps(content), encoding="utf-8")
     code = "import resource, signal, sys; from training.train import main; "
     code += "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
-    code += "resource.setrlimit(resource.RLIMIT_FSIZE, (2_000_000, resource.RLIM_INFINITY)); sys.exit(main(sys.argv[1:]))"
+    code += "resource.setrlimit(resource.RLIMIT_FSIZE, (2_000_000, resource.RLIM_INFINITY)); "
+    code += "sys.exit(main(sys.argv[1:]))"
     command = [sys.executable, "-c", code, "--config", str(path), "--resume", "latest"]
     done = subprocess.run(command, cwd=PACK, env=os.environ | ENVIRONMENT, capture_output=True, text=True)
     assert done.returncode == 2, done.stderr
