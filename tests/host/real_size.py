@@ -91,8 +91,10 @@ def sample(folder: Path) -> dict:
             positive, negative = host.prompt(bound_clip, "a man in paris"), host.prompt(bound_clip, "bad")
             out[name] = host.sample(patched, positive, negative, steps=2, sampler="uni_pc")["samples"]
         picture = host.run("VAEDecode", vae, {"samples": out["moa"]})[0]
+        peak = peak_gib()
         trained_on = read_for_training(folder, model, clip, vae)
     return {
+        "peak_gib": peak,
         "training_differs": trained_on,
         "family": type(model.model.model_config).__name__,
         "strength_0_bit_exact": torch.equal(out["prior"], out["zero"]),
@@ -100,6 +102,11 @@ def sample(folder: Path) -> dict:
         "picture": list(picture.shape),
         "finite": bool(out["moa"].isfinite().all()),
     }
+
+
+def peak_gib() -> float:
+    """Of this process so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def read_for_training(folder: Path, model, clip, vae) -> float:
@@ -126,8 +133,7 @@ def main(make: Callable[[Path], dict], sample: Callable[[Path], dict]) -> None:
     here = Path(__file__).resolve()
     sys.path[:0] = [str(here.parents[2]), str(here.parents[1]), str(here.parent)]
     figures = {"make": make, "sample": sample}[sys.argv[1]](Path(sys.argv[2]))
-    figures["peak_gib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print(json.dumps(figures))
+    print(json.dumps({"peak_gib": peak_gib()} | figures))
 
 
 if __name__ == "__main__":
