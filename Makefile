@@ -48,7 +48,12 @@ toy-moa: setup
 	$(TOY) render --out runs/toy/data --count 12000 --seed 0
 	$(RUN) -m training.latents --data runs/toy/data --base models/checkpoints/moa-toy-base.safetensors
 	$(RUN) -m training.train --config training/configs/toy.yaml $(if $(wildcard runs/toy/moa/checkpoints/*),--resume latest)
-	cp runs/toy/moa/moa-toy.safetensors models/moa
+	test -e runs/toy/moa-toy-vital.safetensors || $(RUN) -m training.vital --keep 6 --data runs/toy/data \
+		--base models/checkpoints/moa-toy-base.safetensors --moa runs/toy/moa/moa-toy.safetensors \
+		--out runs/toy/moa-toy-vital.safetensors
+	$(RUN) -m training.train --config training/configs/toy-vital.yaml \
+		$(if $(wildcard runs/toy/moa-vital/checkpoints/*),--resume latest)
+	cp runs/toy/moa-vital/moa-toy.safetensors models/moa
 
 toy-addons: setup
 	$(TOY) controlnet --run runs/toy --base models/checkpoints/moa-toy-base.safetensors --scenes 6000 --steps 2000 \
