@@ -27,6 +27,10 @@ if os.name == "nt":
 SIZE = (48, 64)
 
 
+ASCII = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0"}
+"""A locale that knows no umlauts, and a Python that takes it as it is."""
+
+
 class OnePerson:
     """In the place of the three models: everybody is a man on the left."""
 
@@ -49,9 +53,7 @@ def folder(tmp_path):
     return made
 
 
-@pytest.mark.parametrize("locale", ["C.UTF-8", "C"])
-def test_pictures_of_any_name_come_back_from_the_data_set_and_from_its_shards(folder, tmp_path, monkeypatch, locale):
-    monkeypatch.setenv("LC_ALL", locale)
+def test_pictures_of_any_name_come_back_from_the_data_set_and_from_its_shards(folder, tmp_path):
     data = tmp_path / "data"
     assert annotate_pictures(folder, data, OnePerson(), batch=4, workers=0) == len(NAMES)
     names = read_names(data, "all")
@@ -74,7 +76,7 @@ def test_lists_are_read_alike_in_every_locale(tmp_path):
     code = "from training.data.layout import read_names; from pathlib import Path; import sys; "
     code += "sys.stdout.buffer.write('|'.join(read_names(Path(sys.argv[1]), 'all')).encode())"
     done = subprocess.run(
-        [sys.executable, "-X", "utf8=0", "-c", code, str(tmp_path)], cwd=PACK, env=os.environ | {"LC_ALL": "C"},
+        [sys.executable, "-X", "utf8=0", "-c", code, str(tmp_path)], cwd=PACK, env=os.environ | ASCII,
         capture_output=True, check=True,
     )  # fmt: skip
     assert done.stdout.decode() == "Jürgen 1|写真 😀"

@@ -97,7 +97,8 @@ def test_vital_layers_are_found_kept_and_trained_on(toy, few, tmp_path, capsys, 
     assert vital([*command, "--loss", "1e9"]) == 0  # whatever it costs: one voice is left to the subjects
     (last,) = load_moa(tmp_path / "vital.safetensors").config.layers
     assert last[1] == "attn2" and (tmp_path / "vital.yaml").is_file()
-    for much, message in ((["--keep", "9"], "--keep is 9"), (["--keep", "0"], "--keep is 0")):
+    refused = ((["--keep", "9"], "--keep is 9"), (["--keep", "0"], "--keep is 0"), (["--prompts", "0"], "--prompts 0"))
+    for much, message in refused:
         assert vital([*command, *much]) == 2
         assert message in capsys.readouterr().err
 

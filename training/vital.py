@@ -41,12 +41,17 @@ def main(argv: list[str] | None = None) -> int:
     much.add_argument("--loss", type=float, default=0.2, help=loss)
     args = parser.parse_args(argv)
     try:
+        if args.out.suffix != ".safetensors" or args.prompts < 1:
+            raise ValueError(
+                f"--out is {args.out} and --prompts {args.prompts}: give a .safetensors file, and 1 or more"
+            )
+        args.out.parent.mkdir(parents=True, exist_ok=True)  # said before the work, not after it
         base, moa = load_base(args.base), load_moa(args.moa)
         if args.keep is not None and not 0 < args.keep <= len(moa.config.layers):
             raise ValueError(f"--keep is {args.keep}: {args.moa} has {len(moa.config.layers)} layers with an expert")
         viewer = viewer_of(base, moa, args.data, args.prompts)
         kept = vital(moa, viewer, args.keep, args.loss)
-    except (BaseError, MoAFileError, EmptySplit, TooManyBroken, ValueError) as error:
+    except (BaseError, MoAFileError, EmptySplit, TooManyBroken, OSError, ValueError) as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 2
     save_moa(kept, args.out)

@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..files.file_error import COMPARE, FileError, short, unreadable
 from ..files.whole_file import whole
@@ -40,20 +39,19 @@ def save_moa(moa: MoA, path: str | os.PathLike, dtype: torch.dtype = torch.float
 
 def load_moa(
     path: str | os.PathLike,
-    operations: Any = nn,
     dtype: torch.dtype = torch.float32,
     encoder_dtype: torch.dtype | None = None,
 ) -> MoA:
     """Read a MoA file onto the CPU.
 
-    operations: layer classes for experts, routers and subject prompt. dtype: theirs; encoder_dtype: the
-    image encoder's, the same if None. Raises MoAFileError for a file that is damaged or no MoA file.
+    dtype: of experts, routers and subject prompt; encoder_dtype: the image encoder's, the same if None. Raises
+    MoAFileError for a file that is damaged or no MoA file.
     """
     path = Path(path)
     config, weights = _read(path)
     with torch.device("meta"):
-        _check(path, MoA(config), weights)
-        moa = MoA(config, operations)
+        moa = MoA(config)
+        _check(path, moa, weights)
     for name in weights:
         kind = (encoder_dtype or dtype) if name.startswith("image_encoder.") else dtype
         weights[name] = weights[name].to(kind, copy=True)  # what is not copied keeps the file mapped

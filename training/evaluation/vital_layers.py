@@ -152,7 +152,7 @@ class Vital:
 
     def within(self, loss: float, order: Sequence[Layer]) -> list[Layer]:
         """As many of the least vital as may be left out together, so that people move by `loss` at most."""
-        fewest, most = 0, len(order)
+        fewest, most = 0, len(order) + 1
         while most - fewest > 1:
             tried = (fewest + most) // 2
             if droppable(self.moa, order[:tried]) and self.without(order[:tried]).seen <= loss:

@@ -36,8 +36,6 @@ class ToyViewer(Viewer):
         for case, pictures in zip(self.cases, per_case, strict=True):
             answers = [self.readout(view) for view in views(pictures, len(case.scene.people))]
             sides = [torch.cat([logits[name].softmax(dim=1) for name in IDENTITY], dim=1) for logits in answers]
-            seen.append(
-                torch.stack(sides).mean(dim=0) if len(sides) == 1 else torch.cat(sides, dim=1) / len(sides) ** 0.5
-            )
+            seen.append(torch.cat(sides, dim=1) / len(sides) ** 0.5)
         width = max(each.shape[1] for each in seen)
         return torch.cat([torch.nn.functional.pad(each, (0, width - each.shape[1])) for each in seen])
