@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 TEXT_LAYERS = ("attn2.to_k", "attn2.to_v")
@@ -79,21 +80,30 @@ class LayerDeltas(nn.Module):
     def forward(self, x: Tensor, out: Tensor, amounts: Amounts) -> Tensor:
         """out, what the layer made of x, with the deltas added: [B, N, out], or of a convolution [B, out, h, w]."""
         if self.down is not None:
-            thin = self.down(x) * amounts.of_ranks(self.ranks, self.is_convolution)  # [B, N, R] or [B, R, h, w]
-            out = self._add_up(out, thin)
+            amount = amounts.of_ranks(self.ranks, self.is_convolution)  # [B, N, R] or [B, R, h, w]
+            ready = _is_ready(self.down.weight, x) and _is_ready(self.up.weight, out)
+            out = (self._add_ready if ready else self._add)(x, out, amount)
         for part, whole in zip(self.wholes, self.whole, strict=True):
             out = torch.addcmul(out, whole(x), amounts.of_ranks(((part, 1),), self.is_convolution))
         return out
 
-    def _add_up(self, out: Tensor, thin: Tensor) -> Tensor:
-        """out + up thin; in one call where the weight is ready for it, else by the host's layer, which makes it so."""
-        weight = self.up.weight
-        if weight.device != out.device or weight.dtype != out.dtype:
-            return out + (self.up(thin.movedim(1, -1)).movedim(-1, 1) if self.is_convolution else self.up(thin))
+    def _add_ready(self, x: Tensor, out: Tensor, amount: Tensor) -> Tensor:
+        """Three calls, without the layers around the weights: on a GPU each layer of Python takes as long as a call."""
         if self.is_convolution:
-            added = torch.baddbmm(out.flatten(2), weight.expand(len(out), -1, -1), thin.flatten(2))
-            return added.view(out.shape)
-        return torch.addmm(out.flatten(0, -2), thin.flatten(0, -2), weight.T).view(out.shape)
+            thin = self.down._conv_forward(x, self.down.weight, None) * amount  # [B, R, h, w]
+            up = self.up.weight.expand(len(out), -1, -1)
+            return torch.baddbmm(out.flatten(2), up, thin.flatten(2)).view(out.shape)
+        thin = F.linear(x, self.down.weight) * amount  # [B, N, R]
+        return torch.addmm(out.flatten(0, -2), thin.flatten(0, -2), self.up.weight.T).view(out.shape)
+
+    def _add(self, x: Tensor, out: Tensor, amount: Tensor) -> Tensor:
+        """By the host's layers, which bring the weights here and into the right precision."""
+        thin = self.down(x) * amount
+        return out + (self.up(thin.movedim(1, -1)).movedim(-1, 1) if self.is_convolution else self.up(thin))
+
+
+def _is_ready(weight: Tensor, x: Tensor) -> bool:
+    return weight.dtype == x.dtype and weight.device == x.device
 
 
 class Deltas(nn.Module):
