@@ -24,7 +24,9 @@ def host(tmp_path_factory, toy_base, stirred_moa) -> Host:
     save_moa(stirred_moa, base / "models/moa/moa-stirred.safetensors", torch.float32)
     save_moa(toy_base.fresh_moa(IMAGE_ENCODER), base / "models/moa/moa-fresh.safetensors", torch.float32)
 
-    return start_host(base)
+    started = start_host(base)
+    torch.backends.cudnn.allow_tf32 = False  # on a GPU convolutions of float32 would be compared to three digits
+    return started
 
 
 @pytest.fixture(scope="module")

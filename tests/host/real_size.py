@@ -117,13 +117,13 @@ def read_for_training(folder: Path, model, clip, vae) -> float:
     from training.host.tokenizer import tokenize
 
     base = load_base(folder / "models/checkpoints/sd15-random.safetensors")
-    unet = model.model.diffusion_model.float()
+    unet = model.model.diffusion_model.cpu().float()
     latents, timestep, context = torch.randn(1, 4, 16, 16), torch.tensor([500.0]), torch.randn(1, 77, 768)
     text = clip.encode_from_tokens(clip.tokenize("a man in paris"))
-    autoencoder = vae.first_stage_model.float()
+    autoencoder = vae.first_stage_model.cpu().float()
     pairs = (
         (unet(latents, timestep, context=context), base.unet(latents, timestep, context).sample),
-        (text, base.text_encoder(torch.tensor([tokenize("a man in paris")])).last_hidden_state),
+        (text.cpu(), base.text_encoder(torch.tensor([tokenize("a man in paris")])).last_hidden_state),
         (autoencoder.decode(latents), base.autoencoder.vae.decode(latents).sample),
     )
     return max(float((a - b).abs().max() / b.abs().max()) for a, b in pairs)

@@ -155,7 +155,7 @@ def test_a_picture_sampled_in_diffusers_is_comfyuis(host, loaded, toy_base, ip_m
         host.run("KSampler", each, 3, 8, 4.0, "euler", "simple", positive, negative, latent)[0]["samples"]
         for each in (model, loaded[0])
     ]
-    theirs, plain = (((base.autoencoder.decode(x) + 1) / 2).clamp(0, 1).movedim(1, -1) for x in theirs)
+    theirs, plain = (((base.autoencoder.decode(x.cpu()) + 1) / 2).clamp(0, 1).movedim(1, -1) for x in theirs)
     people = [Subject(s.features, s.word, s.name) for s in model.get_attachment("moa").subjects]
     pipeline = MoAPipeline(base, IPAdapter(outside(ip_moa), ip_moa.adapter.projector))
     ours, trace = pipeline(PROMPT, people, "ugly", batch=2, sampler="euler", **common)
@@ -173,7 +173,7 @@ def test_a_lora_on_the_prior_acts_in_the_image_experts_too(host, loaded, ip_moa)
     import comfy.sd
 
     model, clip, _ = loaded
-    weights = {n: w for n, w in model.model.state_dict().items() if n.startswith("diffusion_model.")}
+    weights = {n: w.cpu() for n, w in model.model.state_dict().items() if n.startswith("diffusion_model.")}
     random = torch.Generator().manual_seed(1)
     lora = {
         name: (0.1 * torch.randn(weight.shape, generator=random),)
@@ -195,7 +195,7 @@ def test_a_photo_is_cropped_as_clip_does_and_with_a_mask_round_the_person(host, 
     photo = picture()
     whole = host.run("MoASubjectEncoder", ip_moa, photo, "man")[0].features
     output = ip_moa.clip_vision.encode_image(photo)
-    expected = ip_moa.adapter.projector(output.penultimate_hidden_states).flatten(1)
+    expected = ip_moa.adapter.projector(output.penultimate_hidden_states.cpu()).flatten(1)
     torch.testing.assert_close(whole, expected)
     mask = torch.zeros(1, 60, 80)
     mask[:, 10:50, 30:70] = 1

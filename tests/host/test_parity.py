@@ -32,13 +32,13 @@ def calls(model, positive, inputs, sigmas):
 
     class Given(comfy.samplers.Sampler):
         def sample(self, denoiser, *args, **kwargs):
-            extra_args = args[1]
+            device, extra_args = args[0].device, args[1]
             scaled = [x * (sigma**2 + 1) ** 0.5 for x, sigma in zip(inputs, sigmas, strict=True)]
             self.predicted = [
-                (x - denoiser(x, sigma.expand(len(x)), **extra_args)) / sigma
+                (x - denoiser(x.to(device), sigma.to(device).expand(len(x)), **extra_args).cpu()) / sigma
                 for x, sigma in zip(scaled, sigmas, strict=True)
             ]
-            return scaled[-1]
+            return scaled[-1].to(device)
 
     given = Given()
     guider = comfy.samplers.CFGGuider(model)
@@ -89,7 +89,7 @@ def test_comfyui_and_diffusers_agree(host, toy_base, shape):
     host_config = host.module("moa_core.learned.moa").MoAConfig.from_json(moa.config.to_json())
     host_moa = host_moa_class(host_config, comfy.ops.manual_cast)
     host_moa.load_state_dict(moa.state_dict())
-    mixture = ModelPatcher(host_moa.mixture, torch.device("cpu"), torch.device("cpu"))
+    mixture = ModelPatcher(host_moa.mixture, model.load_device, torch.device("cpu"))
     binding = host.module("moa_core.subjects.binding")
     note = binding.BoundPrompt("a man", (binding.Binding(5, subject), binding.Binding(60, subject)))
     conditioning = [[context, {"moa_bound_prompt": note}]]
