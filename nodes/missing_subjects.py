@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 from ..moa_core.subjects.binding import BoundPrompt
 from ..moa_core.subjects.subject import Subject
 from .messages import Message
 
 
-def missing_subjects(subjects: Sequence[Subject], prompts: list[BoundPrompt | None]) -> list[Message]:
-    """A message for every subject that no positive prompt carries."""
+def missing_subjects(subjects: Mapping[int, Subject], prompts: list[BoundPrompt | None]) -> list[Message]:
+    """A message for every subject that no positive prompt carries; subjects: by the number of their socket."""
     known = [prompt for prompt in prompts if prompt is not None]
     if subjects and not known:
         return [
@@ -20,12 +20,12 @@ def missing_subjects(subjects: Sequence[Subject], prompts: list[BoundPrompt | No
                 "CLIPTextEncode; an encoder with a conditioning of its own drops it.",
             )
         ]
-    bound = {id(binding.subject) for prompt in known for binding in prompt.bindings}
+    bound = {binding.subject for prompt in known for binding in prompt.bindings}
     quoted = " and ".join(dict.fromkeys(f"'{prompt.prompt}'" for prompt in known))
     messages = []
-    for number, subject in enumerate(subjects):
-        if id(subject) not in bound:
-            same = sum(other.word == subject.word for other in subjects[: number + 1])
+    for number, subject in subjects.items():
+        if subject not in bound:
+            same = sum(other.word == subject.word for before, other in subjects.items() if before <= number)
             lack, times = (
                 (f"no '{subject.word}'", "") if same == 1 else (f"not {same} '{subject.word}'", f" {same} times")
             )

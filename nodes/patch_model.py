@@ -125,11 +125,9 @@ class MoAPatchModel(io.ComfyNode):
         if model.get_attachment(KEY) is not None:
             text.say([TWO_MOAS])
             raise ValueError(f"MoA Patch Model: {TWO_MOAS}")
-        chosen = [
-            _with_adapter(f"subject{number} ('{subject.name}')", subject, moa)
-            for number, (_, subject) in enumerate(sorted((subjects or {}).items()))
-            if subject is not None
-        ]
+        connected = {int(socket.removeprefix("subject")): s for socket, s in (subjects or {}).items() if s is not None}
+        sockets = sorted(connected)  # there may be gaps: a Subject Encoder between others is muted
+        chosen = [_with_adapter(f"subject{n} ('{connected[n].name}')", connected[n], moa) for n in sockets]
         for used in dict.fromkeys([moa, *(s.adapter for s in chosen if isinstance(s.adapter, LoadedIPAdapter))]):
             if used is not None:
                 _check_fit(model, clip, used)
@@ -153,6 +151,7 @@ class MoAPatchModel(io.ComfyNode):
                 adapters,
                 text,
                 timesteps,
+                sockets,
             )
             hooks.attach(patched, *beside)
         text.say(messages)

@@ -68,15 +68,24 @@ class MoAHooks:
         adapters: Adapters | None = None,
         text: NodeText | None = None,
         timesteps: int = TIMESTEPS,
+        sockets: Sequence[int] | None = None,
     ):
-        """learned, adapters: see Run. timesteps: those that the learned experts were trained on."""
+        """learned, adapters: see Run. timesteps: those that the learned experts were trained on. sockets: the number of
+        each subject's; None: one after the other.
+        """
         self.subjects, self.strength, self.sparse = subjects, strength, sparse
+        self.sockets = list(range(len(subjects)) if sockets is None else sockets)
         self.start_percent, self.end_percent = start_percent, end_percent
         self.learned, self.adapters, self.timesteps = learned, adapters, timesteps
         self.text = text or NodeText()
         self.runs: deque[PastRun] = deque(maxlen=RUNS_KEPT)
         """The last runs, the newest last."""
         self._run: SamplingRun | None = None
+
+    @property
+    def people(self) -> int:
+        """How many masks a picture has: one for each socket as far as the last that is connected."""
+        return max(self.sockets, default=0) + 1
 
     def attach(self, model: ModelPatcher, *beside: ModelPatcher) -> None:
         """beside: what holds the experts' weights."""
@@ -93,7 +102,7 @@ class MoAHooks:
         guider = executor.class_obj
         bindings = [bindings_of(name, c, len(noise)) for name, conds in guider.conds.items() for c in conds]
         positives = [binding.prompt for binding in bindings if binding.positive]
-        missing = missing_subjects(self.subjects, positives)
+        missing = missing_subjects(dict(zip(self.sockets, self.subjects, strict=True)), positives)
         self.text.say(missing)
         bound = any(prompt is not None and prompt.bindings for prompt in positives)
         if bound:
@@ -113,7 +122,7 @@ class MoAHooks:
         finally:
             self._run = outer
         run.trace.to_cpu()
-        owners = _owners(run.moa.subject_shares(), [self.subjects.index(subject) for subject in known])
+        owners = _owners(run.moa.subject_shares(), [self.sockets[self.subjects.index(subject)] for subject in known])
         sentences = [str(message) for message in missing]
         kept = PastRun(samples.detach().cpu(), run.trace, sentences, bound, owners, run.moa.router)
         self.runs.append(kept)

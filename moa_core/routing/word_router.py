@@ -69,7 +69,7 @@ class WordRouter:
     def __init__(self, subjects: Sequence[Subject], pictures: int, size: tuple[int, int]):
         """size: (h, w) of the latents."""
         self.subjects, self.pictures, self.size = list(subjects), pictures, size
-        self._number = {id(subject): number for number, subject in enumerate(subjects)}
+        self._number = {subject: number for number, subject in enumerate(subjects)}
         self._maps = FinishedSteps(len(self.subjects) * pictures, size)
         self._areas = [
             None if s.area is None else torch.stack([s.area_in(picture, size) for picture in range(pictures)])
@@ -114,7 +114,7 @@ class WordRouter:
 
     def number(self, subject: Subject) -> int | None:
         """The subject's index in the shares."""
-        return self._number.get(id(subject))
+        return self._number.get(subject)
 
     def add(self, subject: Subject, view: View, attention: Tensor) -> None:
         """Note the attention of L layers [L, h', w'] to the subject's word in what the view shows."""
