@@ -8,18 +8,29 @@ from ..moa_core.subjects.binding import BoundPrompt
 from ..moa_core.subjects.subject import Subject
 from .messages import Message
 
+FROM_ANOTHER_CLIP = Message(
+    "No subject will appear: the prompt comes from another CLIP.",
+    "No positive prompt carries what MoA Patch Model's CLIP noted. Connect it to the positive prompt's "
+    "CLIPTextEncode; an encoder with a conditioning of its own drops it.",
+)
+CHANGED_AFTERWARDS = Message(
+    "No subject will appear: the prompt's weights came after its encoding.",
+    "MoA Patch Model's CLIP was given a prompt with a subject's word, and no positive prompt is what the CLIP makes of "
+    "one: a node has put weights on the finished embedding, or the positive prompt is another's. Encode it with "
+    "ComfyUI's own CLIPTextEncode and MoA Patch Model's CLIP; weights in brackets work there.",
+)
 
-def missing_subjects(subjects: Mapping[int, Subject], prompts: list[BoundPrompt | None]) -> list[Message]:
-    """A message for every subject that no positive prompt carries; subjects: by the number of their socket."""
+
+def missing_subjects(
+    subjects: Mapping[int, Subject], prompts: list[BoundPrompt | None], read: bool = False
+) -> list[Message]:
+    """A message for every subject that no positive prompt carries.
+
+    subjects: by the number of their socket. read: whether their CLIP was given a prompt that is not found again.
+    """
     known = [prompt for prompt in prompts if prompt is not None]
     if subjects and not known:
-        return [
-            Message(
-                "No subject will appear: the prompt comes from another CLIP.",
-                "No positive prompt carries what MoA Patch Model's CLIP noted. Connect it to the positive prompt's "
-                "CLIPTextEncode; an encoder with a conditioning of its own drops it.",
-            )
-        ]
+        return [CHANGED_AFTERWARDS if read else FROM_ANOTHER_CLIP]
     bound = {binding.subject for prompt in known for binding in prompt.bindings}
     quoted = " and ".join(dict.fromkeys(f"'{prompt.prompt}'" for prompt in known))
     messages = []

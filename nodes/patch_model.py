@@ -15,7 +15,7 @@ from ..moa_core.subjects.subject import Subject
 from .adapters import adapters_of
 from .clip_binding import bind_subjects
 from .from_ip_adapter import LoadedIPAdapter
-from .host_layers import unet_blocks
+from .host_layers import own_modules, unet_blocks
 from .loader import LoadedMoA
 from .messages import Message, NodeText
 from .sampling_run import KEY, MoAHooks
@@ -133,9 +133,11 @@ class MoAPatchModel(io.ComfyNode):
                 _check_fit(model, clip, used)
         _check_unet(model, clip)
         patched = model.clone()
+        bound = bind_subjects(clip.clone(), chosen)
         messages = [] if chosen else [NO_SUBJECT]
         if strength > 0.0:
-            adapters, beside, left_out = adapters_of(model, clip, chosen)
+            with own_modules(model):
+                adapters, beside, left_out = adapters_of(model, clip, chosen)
             messages += left_out
             learned, timesteps = None, TIMESTEPS
             if isinstance(moa, LoadedMoA):
@@ -152,10 +154,11 @@ class MoAPatchModel(io.ComfyNode):
                 text,
                 timesteps,
                 sockets,
+                bound.binder,
             )
             hooks.attach(patched, *beside)
         text.say(messages)
-        return io.NodeOutput(patched, bind_subjects(clip.clone(), chosen))
+        return io.NodeOutput(patched, bound)
 
 
 def _with_adapter(which: str, subject: Subject, moa: LoadedMoA | LoadedIPAdapter | None) -> Subject:

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from .messages import Message
 
-
 TALL = 1.1
 """Height over width from which on a middle square may lose a head."""
 
@@ -35,9 +34,7 @@ def reference_masks(image: Tensor, mask: Tensor | None) -> list[Tensor | None]:
     return masks
 
 
-def doubts(
-    image: Tensor, mask: Tensor | None, masks: list[Tensor | None], sees_middle: bool = False
-) -> list[Message]:
+def doubts(image: Tensor, mask: Tensor | None, masks: list[Tensor | None], sees_middle: bool = False) -> list[Message]:
     """What may be wrong with a mask that was connected, or with having none; masks: as they are used.
 
     sees_middle: whether of a picture without a mask the middle square alone is encoded.
@@ -49,8 +46,8 @@ def doubts(
         found.append(
             Message(
                 "A tall photo: the head may be cut off.",
-                f"The picture is {width}x{height}, and without a mask its middle square alone is encoded. Connect a mask "
-                "of the person, or a square picture of the face; the node shows what it encodes.",
+                f"The picture is {width}x{height}, and without a mask its middle square alone is encoded. Connect a "
+                "mask of the person, or a square picture of the face; the node shows what it encodes.",
             )
         )
     if mask is None or not used:
@@ -96,8 +93,8 @@ def _planes(mask: Tensor, widget: str) -> Tensor:
         return mask[..., 0]
     if mask.ndim not in (2, 3):
         raise ValueError(
-            f"'{widget}' has the shape {list(mask.shape)}: expected a MASK [pictures, height, width]. Connect a mask, or "
-            "put Convert Image to Mask between"
+            f"'{widget}' has the shape {list(mask.shape)}: expected a MASK [pictures, height, width]. Connect a mask, "
+            "or put Convert Image to Mask between"
         )
     return mask[None] if mask.ndim == 2 else mask
 

@@ -12,7 +12,6 @@ import folder_paths
 from ..moa_core.files.whole_file import is_unfinished
 from .folders import SUBJECTS, saved_subjects
 
-
 NOT_IN_NAMES = '<>:"|?*'
 """What Windows has in no file's name; a subject saved elsewhere is to be shared with those who use it."""
 DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\.|$)", re.IGNORECASE)
