@@ -1,9 +1,12 @@
 """What other packs hand over, by their habits: each is written here after what published packs do, in our words."""
 
+import asyncio
 import copy
 
 import pytest
 import torch
+
+from training.comfyui import NAME, PACK
 
 PROMPT = "a man and a woman in paris"
 
@@ -274,3 +277,17 @@ def test_a_smaller_or_larger_picture_of_the_areas_format_has_the_area_scaled(hos
         middle = shares.shape[1] // 2
         assert not shares[:, : middle - 2].any() and (shares[:, middle + 2 :] > 0.99).all()
     assert "taken for a part" not in caplog.text
+
+
+def test_a_second_copy_of_the_pack_says_so_and_stays_out(host, caplog):
+    import nodes
+
+    before, folders = dict(nodes.NODE_CLASS_MAPPINGS), host.base / "custom_nodes"
+    (folders / "ComfyUI-MoA").symlink_to(PACK)
+    try:
+        assert asyncio.run(nodes.load_custom_node(str(folders / "ComfyUI-MoA"), module_parent="custom_nodes"))
+    finally:
+        (folders / "ComfyUI-MoA").unlink()
+    assert before == nodes.NODE_CLASS_MAPPINGS
+    (said,) = [record.getMessage() for record in caplog.records if "installed twice" in record.getMessage()]
+    assert f"{NAME};" in said and f"{folders / 'ComfyUI-MoA'} stays out" in said
