@@ -25,6 +25,14 @@ COUPLE = Message(
 )
 
 
+def no_other_device(**kwargs) -> None:
+    """Raises a RuntimeError: experts follow one sampling on one device."""
+    raise RuntimeError(
+        "MoA Patch Model: a MODEL with subjects cannot be split over several GPUs. Take MultiGPU CFG Split out of this "
+        "MODEL's way; the rest of the graph stays as it is"
+    )
+
+
 def beside_others(foreign: Collection[Layer]) -> list[Message]:
     """Of attention layers that are another node's modules."""
     if not foreign:

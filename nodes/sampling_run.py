@@ -29,7 +29,7 @@ from .clip_binding import BOUND_PROMPT, Binder
 from .host_layers import foreign_layers, layer_of, unet_blocks
 from .messages import Message, NodeText
 from .missing_subjects import missing_subjects
-from .other_nodes import beside_others, counts_as_within, is_part_of
+from .other_nodes import beside_others, counts_as_within, is_part_of, no_other_device
 from .unet_call import SamplingRun
 
 KEY = "moa"
@@ -97,6 +97,8 @@ class MoAHooks:
 
     def attach(self, model: ModelPatcher, *beside: ModelPatcher) -> None:
         """beside: what holds the experts' weights."""
+        for patcher in beside:  # ComfyUI asks this to make the same once more, for another device
+            patcher.cached_patcher_init = (no_other_device, ())
         model.set_additional_models(KEY, list(beside))
         model.set_attachments(KEY, self)
         model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, self.sample)

@@ -291,3 +291,21 @@ def test_a_second_copy_of_the_pack_says_so_and_stays_out(host, caplog):
     assert before == nodes.NODE_CLASS_MAPPINGS
     (said,) = [record.getMessage() for record in caplog.records if "installed twice" in record.getMessage()]
     assert f"{NAME};" in said and f"{folders / 'ComfyUI-MoA'} stays out" in said
+
+
+@pytest.mark.parametrize("order", ["MoA first", "split first"])
+def test_a_model_split_over_several_devices_is_refused_in_moas_words(host, loaded, each_moa, order):
+    """With the host's own cloning onto a device, which here is the same one."""
+    base, clip, _ = loaded
+    if not hasattr(base, "deepclone_multigpu"):
+        pytest.skip("this ComfyUI cannot split a MODEL")
+    person = host.subject(each_moa)
+    with pytest.raises(RuntimeError, match=r"MoA Patch Model: .*several GPUs.*MultiGPU CFG Split"):
+        if order == "MoA first":
+            host.patch(base, clip, each_moa, person)[0].deepclone_multigpu(new_load_device=torch.device("cpu"))
+        split = base.clone()
+        other = split.deepclone_multigpu(new_load_device=torch.device("cpu"))
+        other.is_multigpu_base_clone = True
+        split.set_additional_models("multigpu", [other])
+        model, bound_clip = host.patch(split, clip, each_moa, person)
+        host.sample(model, host.prompt(bound_clip, PROMPT), host.prompt(clip, "ugly"), steps=1)
