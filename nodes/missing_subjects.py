@@ -19,6 +19,10 @@ CHANGED_AFTERWARDS = Message(
     "one: a node has put weights on the finished embedding, or the positive prompt is another's. Encode it with "
     "ComfyUI's own CLIPTextEncode and MoA Patch Model's CLIP; weights in brackets work there.",
 )
+ENCODED_ALONE = (
+    " Of texts that are encoded one by one, a detailer's for each face for example, each has a first one of its own: "
+    "there give the people different words."
+)
 
 
 def missing_subjects(
@@ -44,7 +48,7 @@ def missing_subjects(
                 Message(
                     f"subject{number} will not appear: {lack} in the prompt.",
                     f"The prompt {quoted} does not hold the word '{subject.word}'{times}. Write it there, or change "
-                    "the word of the subject.",
+                    f"the word of the subject.{'' if same == 1 else ENCODED_ALONE}",
                 )
             )
     return messages

@@ -180,6 +180,7 @@ def test_more_subjects_than_occurrences(host, loaded, moa, caplog):
     subjects = [host.subject(moa, 1), host.subject(moa, 2)]
     (sentence,) = warnings_of_sampling(host, loaded, moa, caplog, "a man in paris", *subjects)
     assert "subject1" in sentence and "2 times" in sentence and "'man'" in sentence
+    assert "a detailer's for each face" in sentence and "different words" in sentence
 
 
 def test_a_prompt_from_another_clip(host, loaded, moa, caplog):
