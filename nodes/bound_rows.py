@@ -1,31 +1,29 @@
 """Bindings on their way from the conditioning to the rows of a U-Net call.
 
-They travel as one more entry of the host's model_conds, so that whatever the host does to a conditioning
-(split, batch, reorder, cut to an area or to a context window), it does to its bindings too.
+Every conditioning brings maps as large as the latents: of each pixel the number of its prompt and of its picture, and
+where in the picture it is. Whatever the host or another node does to latents (split, batch, repeat, reorder, cut to an
+area, to tiles or to a context window), it does to the maps as well, and by them a row says what it is.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import comfy.conds
-import comfy.utils
 import torch
 from torch import Tensor
 
 from ..moa_core.subjects.binding import BoundPrompt
 from ..moa_core.subjects.rows import Row
-from ..moa_core.subjects.view import View
-from .clip_binding import BOUND_PROMPT, NotedPrompt
+from ..moa_core.subjects.subject import Subject
+from ..moa_core.subjects.view import NOWHERE, View
+from .clip_binding import BOUND_PROMPT, Binder, NotedPrompt
 
 MODEL_COND = "moa_rows"
-
-
-@dataclass(frozen=True)
-class Rows:
-    """All rows of a U-Net call, in order."""
-
-    rows: tuple[Row, ...]
+"""Name of the maps [B, 4, h, w] among a conditioning's model_conds: prompt, picture, row, column."""
+_numbers = itertools.count()
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,58 +34,55 @@ class CONDPrompt:
     """None where nothing binds."""
     tokens: int
     positive: bool
+    number: int = field(default_factory=_numbers.__next__)
+    """No other conditioning has it, of whatever run."""
 
     def row(self, view: View) -> Row:
         bindings, own_texts = ((), ()) if self.bound is None else (self.bound.bindings, self.bound.own_texts)
         return Row(view, bindings, self.tokens, self.positive, own_texts, self)
 
+    def maps(self, pictures: Sequence[int], size: tuple[int, int]) -> comfy.conds.CONDNoiseShape:
+        """Of these pictures, latents of that size; the host cuts and repeats them as it does latents."""
+        rows, columns = torch.meshgrid(*map(torch.arange, size), indexing="ij")
+        maps = [torch.stack([torch.full(size, n) for n in (self.number, p)] + [rows, columns]) for p in pictures]
+        return comfy.conds.CONDNoiseShape(torch.stack(maps).int())  # integers: the host casts others to its type
 
-class CONDBindings(comfy.conds.CONDRegular):
-    """What one conditioning brings; `cond` [B, 1, 1, 1] holds the pictures' indices.
 
-    A tensor as long as the batch is cut by the host as it cuts the latents: in a context window, picture 4
-    stays picture 4.
+def rows_of(
+    maps: Tensor, prompts: Mapping[int, CONDPrompt], latents: Tensor, size: tuple[int, int]
+) -> tuple[Row, ...] | None:
+    """The rows of a call with latents [B, C, h, w]; size: of the whole pictures' latents. Waits for the device.
+
+    None where somebody has put rows together in a way that cannot be followed; a row whose maps were not cut as its
+    latents were is NOWHERE in its picture.
     """
-
-    def __init__(self, cond: Tensor, common: CONDPrompt):
-        super().__init__(cond)
-        self.common = common
-
-    @property
-    def prompt(self) -> BoundPrompt | None:
-        return self.common.bound
-
-    @property
-    def positive(self) -> bool:
-        return self.common.positive
-
-    def _copy_with(self, cond: Tensor) -> CONDBindings:
-        return CONDBindings(cond, self.common)
-
-    def process_cond(self, batch_size: int, area: list[int] | None = None, **kwargs) -> CONDRows:
-        pictures = comfy.utils.repeat_to_batch_size(self.cond, batch_size).flatten().tolist()
-        box = None if area is None else (*area[2:], *area[:2])  # the host's is (height, width, top, left)
-        return CONDRows(Rows(tuple(self.common.row(View(n, box)) for n in pictures)))
+    first, last = torch.stack([maps[:, :, 0, 0], maps[:, :, -1, -1]]).tolist()  # each [B, 4]
+    height, width = latents.shape[-2:]
+    cut_alike = len(first) == len(latents) and tuple(maps.shape[-2:]) == (height, width)
+    times, left_over = divmod(len(latents), len(first))
+    if left_over or any(number not in prompts for number, *_ in first):
+        return None
+    rows = []
+    for (number, picture, top, left), (*_, bottom, right) in zip(first, last, strict=True):
+        box = (top, left, height, width)
+        if not cut_alike or (bottom - top, right - left) != (height - 1, width - 1):
+            box = NOWHERE
+        rows.append(prompts[number].row(View(picture, None if box == (0, 0, *size) else box)))
+    return tuple(rows) * times
 
 
-class CONDRows(comfy.conds.CONDRegular):
-    """The rows of one conditioning in a U-Net call, which the host joins with those of others."""
+def prompt_of(name: str, conditioning: dict, binder: Binder | None, subjects: Mapping[Subject, Subject]) -> CONDPrompt:
+    """What one of the guider's conditionings, of that name, binds; nothing in the negative ones.
 
-    def can_concat(self, other: CONDRows) -> bool:
-        return True
-
-    def concat(self, others: list[CONDRows]) -> Rows:
-        return Rows(sum((other.cond.rows for other in others), self.cond.rows))
-
-    def size(self) -> list[int]:
-        return [1]
-
-
-def bindings_of(name: str, conditioning: dict, pictures: int) -> CONDBindings:
-    """What one of the guider's conditionings, of that name, binds; nothing in the negative ones."""
+    binder: of the CLIP that may have encoded it. subjects: each as this run is to show it.
+    """
     positive, text = "negative" not in name, conditioning.get("cross_attn")
-    prompt: BoundPrompt | None = conditioning.get(BOUND_PROMPT) if positive else None
-    if isinstance(prompt, NotedPrompt) and text is not None:
-        prompt = prompt.as_in(text)
-    common = CONDPrompt(prompt, text.shape[1] if text is not None else 1, positive)
-    return CONDBindings(torch.arange(pictures).view(-1, 1, 1, 1), common)
+    bound: BoundPrompt | None = conditioning.get(BOUND_PROMPT) if positive else None
+    if positive and bound is None and binder is not None and text is not None:
+        bound = binder.recognised(text)
+    elif isinstance(bound, NotedPrompt) and text is not None:
+        bound = bound.as_in(text)
+    if bound is not None:
+        shown = (replace(each, subject=subjects.get(each.subject, each.subject)) for each in bound.bindings)
+        bound = replace(bound, bindings=tuple(shown))
+    return CONDPrompt(bound, text.shape[1] if text is not None else 1, positive)

@@ -2,31 +2,72 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
 
+import comfy.utils
 import torch
 from comfy.ldm.modules import attention as host_attention
-from comfy.ldm.modules.attention import BasicTransformerBlock
+from comfy.ldm.modules.attention import BasicTransformerBlock, CrossAttention
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-from ..moa_core.address import Address, BlockShape
+from ..moa_core.address import ATTENTIONS, Address, BlockShape, Layer
 from ..moa_core.attention import Attend, Prior, PriorAttention
 from ..moa_core.run import Call
 
 OVERRIDE = "optimized_attention_override"
+UNET = "diffusion_model"
+
+
+@contextmanager
+def own_modules(model: ModelPatcher) -> Iterator[None]:
+    """While it lasts, the checkpoint's U-Net has its own modules, whatever graph sampled last and put others there."""
+    own = {name: module for name, module in model.object_patches_backup.items() if name.startswith(UNET)}
+    others = {name: comfy.utils.set_attr(model.model, name, module) for name, module in own.items()}
+    try:
+        yield
+    finally:
+        for name, module in others.items():
+            comfy.utils.set_attr(model.model, name, module)
 
 
 def unet_blocks(model: ModelPatcher) -> dict[Address, BlockShape]:
-    """Transformer blocks of the model's U-Net; none for a model that is no U-Net."""
+    """Transformer blocks of the checkpoint's own U-Net; none for a model that is no U-Net."""
     blocks = {}
-    for name, module in model.model.diffusion_model.named_modules():
-        address = Address.from_ldm(name)
-        if address and isinstance(module, BasicTransformerBlock) and module.attn2 is not None:
-            blocks[address] = BlockShape(module.attn1.to_q.in_features, module.attn2.to_k.in_features)
+    with own_modules(model):
+        for name, module in model.model.diffusion_model.named_modules():
+            address = Address.from_ldm(name)
+            if address and isinstance(module, BasicTransformerBlock) and module.attn2 is not None:
+                blocks[address] = BlockShape(module.attn1.to_q.in_features, module.attn2.to_k.in_features)
     return blocks
+
+
+def layer_of(model: ModelPatcher, name: str) -> torch.nn.Module | None:
+    """The U-Net's layer of that name as this MODEL has it once it is loaded; None where others put something else."""
+    path = f"{UNET}.{name}".split(".")
+    for end in range(len(path), 0, -1):
+        known = ".".join(path[:end])
+        if known in model.object_patches or known in model.object_patches_backup:
+            found = model.get_model_object(known)
+            break
+    else:
+        found, end = model.model, 0
+    for part in path[end:]:
+        found = getattr(found, part, None)
+    return found
+
+
+def foreign_layers(model: ModelPatcher, blocks: Collection[Address]) -> frozenset[Layer]:
+    """The attention layers in whose place others put a module of their own in this MODEL: they are not the prior's."""
+    layers = [(address, attention) for address in blocks for attention in ATTENTIONS]
+    return frozenset(
+        (address, attention)
+        for address, attention in layers
+        if not isinstance(layer_of(model, f"{address.to_ldm()}.{attention}"), CrossAttention)
+    )
 
 
 def host_attend(transformer_options: dict) -> Attend:
@@ -39,13 +80,14 @@ def host_attend(transformer_options: dict) -> Attend:
 
 
 def host_prior(unet: torch.nn.Module) -> Prior:
-    """The U-Net's own cross-attention at an address."""
+    """The U-Net's own cross-attention at an address; of one that others have replaced, which is not asked, the name."""
 
     @cache
     def at(address: Address) -> PriorAttention:
         name = f"{address.to_ldm()}.attn2"
         own = unet.get_submodule(name)
-        return PriorAttention(name, own.to_q, own.to_k, own.to_v, own.to_out, own.heads)
+        parts = (getattr(own, part, None) for part in ("to_q", "to_k", "to_v", "to_out", "heads"))
+        return PriorAttention(name, *parts)
 
     return at
 
@@ -59,8 +101,8 @@ def cast_to(dtype: torch.dtype, layers: torch.nn.Module) -> None:
                 layer.prev_comfy_cast_weights = True
 
 
-def patched_options(options: dict, call: Call) -> dict:
-    """transformer_options of one U-Net call with the call's work in its attention layers.
+def patched_options(options: dict, call: Call, foreign: Collection[Layer] = ()) -> dict:
+    """transformer_options of one U-Net call with the call's work in its attention layers, but for the foreign ones.
 
     Of the attention patches ours are the first on the way in and the last on the way out; within cross-attention
     what another node has put in the attention's place is asked first.
@@ -69,7 +111,7 @@ def patched_options(options: dict, call: Call) -> dict:
     here = Here()
     for attention in call.attentions:
         before, after = f"{attention}_patch", f"{attention}_output_patch"
-        patches[before] = [_hold(here, attention), *patches.get(before, [])]
+        patches[before] = [_hold(here, attention, foreign), *patches.get(before, [])]
         patches[after] = [*patches.get(after, []), _mix(here, call, attention)]
     options["patches"] = patches
     if call.in_attention:
@@ -86,14 +128,15 @@ class Here:
     size: tuple[int, int] = (0, 0)
     """Its own: others may change it (Deep Shrink)."""
     h: Tensor | None = None
-    """What enters it, [B, N, C], before anyone changes it."""
+    """What enters it, [B, N, C], before anyone changes it; None: nothing of ours is to be done here."""
 
 
-def _hold(here: Here, attention: str):
+def _hold(here: Here, attention: str, foreign: Collection[Layer]):
     def before(h, context, value, extra_options):
         kind, number = extra_options["block"]
         here.attention, here.address = attention, Address(kind, number, extra_options["block_index"])
-        here.size, here.h = tuple(extra_options["activations_shape"][-2:]), h
+        here.size = tuple(extra_options["activations_shape"][-2:])
+        here.h = None if (here.address, attention) in foreign else h
         return h, context, value
 
     return before
@@ -102,6 +145,8 @@ def _hold(here: Here, attention: str):
 def _mix(here: Here, call: Call, attention: str):
     def after(prior, extra_options):
         h, here.h = here.h, None
+        if h is None:
+            return prior
         return call.mix(here.address, attention, h, prior, here.size)
 
     return after

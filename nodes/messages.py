@@ -39,6 +39,17 @@ class NodeText:
         for message in messages:
             logging.warning("MoA: %s", message)
         self._said[_executing_node()] = [message.short for message in messages]
+        self._show()
+
+    def add(self, messages: Sequence[Message]) -> None:
+        """The same, after what the executing node said here before."""
+        for message in messages:
+            logging.warning("MoA: %s", message)
+        self._said.setdefault(_executing_node(), []).extend(message.short for message in messages)
+        if messages:
+            self._show()
+
+    def _show(self) -> None:
         lines = dict.fromkeys(line for said in self._said.values() for line in said)
         server = _server()
         if server is None or self._node is None or not (lines or self._node in _spoken):

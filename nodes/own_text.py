@@ -42,7 +42,7 @@ def _encoded(
     own = comfy.sd.CLIP.clone(clip)
     own.add_patches(patches, lora.strength_clip)
     if lora.trigger:
-        trigger = clip.tokenize(lora.trigger)
+        trigger = comfy.sd.CLIP.tokenize(clip, lora.trigger)  # no prompt of anybody's
         tokens = tokens | {
             tower.name: with_trigger(tower, tokens[tower.name], where[tower.name], trigger[tower.name])
             for tower in towers

@@ -15,7 +15,7 @@ from ..moa_core.subjects.subject import Subject
 from .adapters import adapters_of
 from .clip_binding import bind_subjects
 from .from_ip_adapter import LoadedIPAdapter
-from .host_layers import unet_blocks
+from .host_layers import own_modules, unet_blocks
 from .loader import LoadedMoA
 from .messages import Message, NodeText
 from .sampling_run import KEY, MoAHooks
@@ -125,19 +125,19 @@ class MoAPatchModel(io.ComfyNode):
         if model.get_attachment(KEY) is not None:
             text.say([TWO_MOAS])
             raise ValueError(f"MoA Patch Model: {TWO_MOAS}")
-        chosen = [
-            _with_adapter(f"subject{number} ('{subject.name}')", subject, moa)
-            for number, (_, subject) in enumerate(sorted((subjects or {}).items()))
-            if subject is not None
-        ]
+        connected = {int(socket.removeprefix("subject")): s for socket, s in (subjects or {}).items() if s is not None}
+        sockets = sorted(connected)  # there may be gaps: a Subject Encoder between others is muted
+        chosen = [_with_adapter(f"subject{n} ('{connected[n].name}')", connected[n], moa) for n in sockets]
         for used in dict.fromkeys([moa, *(s.adapter for s in chosen if isinstance(s.adapter, LoadedIPAdapter))]):
             if used is not None:
                 _check_fit(model, clip, used)
         _check_unet(model, clip)
         patched = model.clone()
+        bound = bind_subjects(clip.clone(), chosen)
         messages = [] if chosen else [NO_SUBJECT]
         if strength > 0.0:
-            adapters, beside, left_out = adapters_of(model, clip, chosen)
+            with own_modules(model):
+                adapters, beside, left_out = adapters_of(model, clip, chosen)
             messages += left_out
             learned, timesteps = None, TIMESTEPS
             if isinstance(moa, LoadedMoA):
@@ -153,10 +153,12 @@ class MoAPatchModel(io.ComfyNode):
                 adapters,
                 text,
                 timesteps,
+                sockets,
+                bound.binder,
             )
             hooks.attach(patched, *beside)
         text.say(messages)
-        return io.NodeOutput(patched, bind_subjects(clip.clone(), chosen))
+        return io.NodeOutput(patched, bound)
 
 
 def _with_adapter(which: str, subject: Subject, moa: LoadedMoA | LoadedIPAdapter | None) -> Subject:

@@ -9,6 +9,9 @@ from torch import Tensor
 
 from .messages import Message
 
+TALL = 1.1
+"""Height over width from which on a middle square may lose a head."""
+
 
 def reference_masks(image: Tensor, mask: Tensor | None) -> list[Tensor | None]:
     """One mask [H, W] or None for every picture of image [P, H, W, 3 or 4]."""
@@ -18,8 +21,7 @@ def reference_masks(image: Tensor, mask: Tensor | None) -> list[Tensor | None]:
             return [None] * count
         logging.info("MoA: the reference picture has an alpha channel; it serves as the mask.")
         mask = image[..., 3]
-    if mask.ndim == 2:
-        mask = mask[None]
+    mask = _planes(mask, "mask")
     if mask.shape[0] not in (1, count):
         raise ValueError(
             f"Subject Encoder: {mask.shape[0]} masks for {count} pictures. Connect one mask, or one for each picture"
@@ -32,10 +34,22 @@ def reference_masks(image: Tensor, mask: Tensor | None) -> list[Tensor | None]:
     return masks
 
 
-def doubts(image: Tensor, mask: Tensor | None, masks: list[Tensor | None]) -> list[Message]:
-    """What may be wrong with a mask that was connected; masks: as they are used."""
+def doubts(image: Tensor, mask: Tensor | None, masks: list[Tensor | None], sees_middle: bool = False) -> list[Message]:
+    """What may be wrong with a mask that was connected, or with having none; masks: as they are used.
+
+    sees_middle: whether of a picture without a mask the middle square alone is encoded.
+    """
     found = []
     used = [m for m in masks if m is not None]
+    height, width = image.shape[1:3]
+    if sees_middle and None in masks and height > TALL * width:
+        found.append(
+            Message(
+                "A tall photo: the head may be cut off.",
+                f"The picture is {width}x{height}, and without a mask its middle square alone is encoded. Connect a "
+                "mask of the person, or a square picture of the face; the node shows what it encodes.",
+            )
+        )
     if mask is None or not used:
         return found
     size, wanted = mask.shape[-2:], image.shape[1:3]
@@ -61,10 +75,28 @@ def subject_area(area: Tensor | None) -> Tensor | None:
     """[M, H, W], or None for all of the picture."""
     if area is None:
         return None
+    area = _planes(area, "area")
     if not bool((area > 0).any()):
         logging.info("MoA: an all-black area counts as none; the person may appear anywhere.")
         return None
-    return area[None] if area.ndim == 2 else area
+    return area
+
+
+def _planes(mask: Tensor, widget: str) -> Tensor:
+    """A mask [H, W], [B, H, W], or [B, 1, H, W] and [B, H, W, 1] as some nodes hand them out, as [B, H, W].
+
+    Raises ValueError for anything else: a picture, for example.
+    """
+    if mask.ndim == 4 and mask.shape[1] == 1:
+        return mask[:, 0]
+    if mask.ndim == 4 and mask.shape[3] == 1:
+        return mask[..., 0]
+    if mask.ndim not in (2, 3):
+        raise ValueError(
+            f"'{widget}' has the shape {list(mask.shape)}: expected a MASK [pictures, height, width]. Connect a mask, "
+            "or put Convert Image to Mask between"
+        )
+    return mask[None] if mask.ndim == 2 else mask
 
 
 def _is_background(mask: Tensor) -> bool:

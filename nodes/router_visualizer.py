@@ -47,7 +47,7 @@ class MoARouterVisualizer(io.ComfyNode):
     def execute(cls, model: ModelPatcher, samples: dict, image: Tensor | None = None) -> io.NodeOutput:
         hooks = model.get_attachment(KEY)
         run = _find_run(hooks, samples["samples"])
-        people = max(len(hooks.subjects), 1)
+        people = hooks.people
         count = len(run.samples)
         images = [None if image is None else image[i % len(image)] for i in range(count)]
         size = [PIXELS_PER_LATENT * side for side in run.samples.shape[-2:]]

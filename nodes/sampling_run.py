@@ -7,7 +7,8 @@ import math
 from collections import deque
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import comfy.samplers
 import torch
@@ -17,15 +18,18 @@ from torch import Tensor
 
 from ..moa_core.adapters.layer_hooks import deltas_on
 from ..moa_core.adapters.run import Adapters
+from ..moa_core.address import Layer
 from ..moa_core.learned.moa import Mixture
 from ..moa_core.routing.trace import TIMESTEPS, Trace
 from ..moa_core.routing.word_router import WordRouter, scouting_timesteps
 from ..moa_core.run import Run
 from ..moa_core.subjects.subject import Subject
-from .bound_rows import MODEL_COND, CONDBindings, bindings_of
-from .host_layers import unet_blocks
-from .messages import NodeText
+from .bound_rows import MODEL_COND, CONDPrompt, prompt_of
+from .clip_binding import BOUND_PROMPT, Binder
+from .host_layers import foreign_layers, layer_of, unet_blocks
+from .messages import Message, NodeText
 from .missing_subjects import missing_subjects
+from .other_nodes import beside_others, counts_as_within, is_part_of, no_other_device
 from .unet_call import SamplingRun
 
 KEY = "moa"
@@ -68,18 +72,33 @@ class MoAHooks:
         adapters: Adapters | None = None,
         text: NodeText | None = None,
         timesteps: int = TIMESTEPS,
+        sockets: Sequence[int] | None = None,
+        binder: Binder | None = None,
     ):
-        """learned, adapters: see Run. timesteps: those that the learned experts were trained on."""
+        """learned, adapters: see Run. timesteps: those that the learned experts were trained on. sockets: the number of
+        each subject's; None: one after the other. binder: of the CLIP that goes with it.
+        """
         self.subjects, self.strength, self.sparse = subjects, strength, sparse
+        self.sockets = list(range(len(subjects)) if sockets is None else sockets)
+        self.binder = binder
         self.start_percent, self.end_percent = start_percent, end_percent
         self.learned, self.adapters, self.timesteps = learned, adapters, timesteps
         self.text = text or NodeText()
         self.runs: deque[PastRun] = deque(maxlen=RUNS_KEPT)
         """The last runs, the newest last."""
         self._run: SamplingRun | None = None
+        self._whole: set[tuple[int, int]] = set()
+        """(h, w) of the latents that were no part of a larger picture."""
+
+    @property
+    def people(self) -> int:
+        """How many masks a picture has: one for each socket as far as the last that is connected."""
+        return max(self.sockets, default=0) + 1
 
     def attach(self, model: ModelPatcher, *beside: ModelPatcher) -> None:
         """beside: what holds the experts' weights."""
+        for patcher in beside:  # ComfyUI asks this to make the same once more, for another device
+            patcher.cached_patcher_init = (no_other_device, ())
         model.set_additional_models(KEY, list(beside))
         model.set_attachments(KEY, self)
         model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, self.sample)
@@ -91,16 +110,23 @@ class MoAHooks:
         Without a subject in any positive prompt it is the plain checkpoint's.
         """
         guider = executor.class_obj
-        bindings = [bindings_of(name, c, len(noise)) for name, conds in guider.conds.items() for c in conds]
-        positives = [binding.prompt for binding in bindings if binding.positive]
-        missing = missing_subjects(self.subjects, positives)
-        self.text.say(missing)
+        size = tuple(noise.shape[-2:])
+        subjects, parts = self._shown(size, latent_image)
+        own = dict(zip(subjects, subjects, strict=True))
+        prompts = [prompt_of(name, c, self.binder, own) for name, conds in guider.conds.items() for c in conds]
+        positives = [prompt.bound for prompt in prompts if prompt.positive]
+        missing = missing_subjects(
+            dict(zip(self.sockets, subjects, strict=True)), positives, self._has_read_others(guider)
+        )
+        foreign = foreign_layers(guider.model_patcher, unet_blocks(guider.model_patcher))
+        self.text.say([*missing, *parts, *beside_others(foreign)])
         bound = any(prompt is not None and prompt.bindings for prompt in positives)
         if bound:
-            for conditioning, binding in zip(itertools.chain(*guider.conds.values()), bindings, strict=True):
-                conditioning["model_conds"] = {**conditioning["model_conds"], MODEL_COND: binding}
-        known = [s for s in self.subjects if any(p is not None and p.carries(s) for p in positives)]
-        run = self._start(guider, noise, sigmas, bindings, known)
+            for conditioning, prompt in zip(itertools.chain(*guider.conds.values()), prompts, strict=True):
+                maps = prompt.maps(range(len(noise)), size)
+                conditioning["model_conds"] = {**conditioning["model_conds"], MODEL_COND: maps}
+        known = [s for s in subjects if any(p is not None and p.carries(s) for p in positives)]
+        run = self._start(guider, noise, sigmas, prompts, known, foreign)
         past = self._gone_before(latent_image, known)
         if past is not None:
             run.moa.router.goes_on_from(past.router)
@@ -112,8 +138,9 @@ class MoAHooks:
                 samples = executor(noise, latent_image, sampler, sigmas, denoise_mask, *args, **kwargs)
         finally:
             self._run = outer
+        self.text.add(run.doubts)
         run.trace.to_cpu()
-        owners = _owners(run.moa.subject_shares(), [self.subjects.index(subject) for subject in known])
+        owners = _owners(run.moa.subject_shares(), [self.sockets[self.subjects.index(subject)] for subject in known])
         sentences = [str(message) for message in missing]
         kept = PastRun(samples.detach().cpu(), run.trace, sentences, bound, owners, run.moa.router)
         self.runs.append(kept)
@@ -128,7 +155,13 @@ class MoAHooks:
         return self._run.call_unet(executor, *args, **kwargs)
 
     def _start(
-        self, guider, noise: Tensor, sigmas: Tensor, bindings: list[CONDBindings], known: list[Subject]
+        self,
+        guider,
+        noise: Tensor,
+        sigmas: Tensor,
+        prompts: list[CONDPrompt],
+        known: list[Subject],
+        foreign: frozenset[Layer],
     ) -> SamplingRun:
         sampling = guider.model_patcher.get_model_object("model_sampling")
         start, end = (float(sampling.percent_to_sigma(p)) for p in (self.start_percent, self.end_percent))
@@ -150,8 +183,24 @@ class MoAHooks:
             self.adapters,
             learned_from=trained,
         )
-        spans = _spans(guider.conds, bindings, sampling)
-        return SamplingRun(start, end, Trace(size, blocks), moa, spans, guider.model_patcher)
+        spans = _spans(guider.conds, prompts, sampling)
+        by_number = {prompt.number: prompt for prompt in prompts}
+        return SamplingRun(start, end, Trace(size, blocks), moa, spans, guider.model_patcher, by_number, foreign)
+
+    def _shown(self, size: tuple[int, int], latents: Tensor) -> tuple[list[Subject], list[Message]]:
+        """The subjects as a run of that size, begun with these latents, is to show them, and what to say of it."""
+        parts = [is_part_of(subject.area, size, latents, self._whole) for subject in self.subjects]
+        if not any(parts):
+            self._whole.add(size)
+            return list(self.subjects), []
+        shown = [replace(s, area=None) if part else s for s, part in zip(self.subjects, parts, strict=True)]
+        within = {n: s.area for n, s, part in zip(self.sockets, self.subjects, parts, strict=True) if part}
+        return shown, [counts_as_within(within, size)]
+
+    def _has_read_others(self, guider) -> bool:
+        """Whether the CLIP was given a prompt with a subject that no conditioning of the guider's has noted."""
+        noted = [c[BOUND_PROMPT] for conds in guider.conds.values() for c in conds if BOUND_PROMPT in c]
+        return self.binder is not None and self.binder.has_read_more_than(noted)
 
     def _gone_before(self, latents: Tensor, known: list[Subject]) -> PastRun | None:
         """The run whose end these latents are, with the same subjects in its prompts."""
@@ -170,7 +219,7 @@ class MoAHooks:
             call = self._run and self._run.call
             return call and call.changed
 
-        return deltas_on(model.model.diffusion_model, self.adapters.deltas, now)
+        return deltas_on(partial(layer_of, model), self.adapters.deltas, now)
 
 
 def _scout(
@@ -201,14 +250,14 @@ def _trained_sigma(sampling, timesteps: int) -> float:
     return math.inf if timesteps == TIMESTEPS else float(sampling.sigma(torch.tensor(timesteps - 0.5)))
 
 
-def _spans(conds: dict, bindings: list[CONDBindings], sampling) -> list[tuple[float, float, list[Subject]]]:
+def _spans(conds: dict, prompts: list[CONDPrompt], sampling) -> list[tuple[float, float, list[Subject]]]:
     """When each positive prompt of the guider's is at work (SetTimestepRange), and its subjects."""
     spans = []
-    for conditioning, binding in zip(itertools.chain(*conds.values()), bindings, strict=True):
-        if binding.prompt is not None:
+    for conditioning, prompt in zip(itertools.chain(*conds.values()), prompts, strict=True):
+        if prompt.bound is not None:
             percents = conditioning.get("start_percent", 0.0), conditioning.get("end_percent", 1.0)
             start, end = (float(sampling.percent_to_sigma(percent)) for percent in percents)
-            spans.append((start, end, [bound.subject for bound in binding.prompt.bindings]))
+            spans.append((start, end, [bound.subject for bound in prompt.bound.bindings]))
     return spans
 
 

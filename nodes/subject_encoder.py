@@ -88,7 +88,7 @@ class MoASubjectEncoder(io.ComfyNode):
     ) -> io.NodeOutput:
         word = own_word(word, "Subject Encoder")
         masks = reference_masks(image, mask)
-        NodeText().say(doubts(image, mask, masks))
+        NodeText().say(doubts(image, mask, masks, sees_middle=isinstance(moa, LoadedIPAdapter)))
         progress = comfy.utils.ProgressBar(len(image))
         features, shown = [], []
         for start in range(0, len(image), PICTURES_AT_ONCE):

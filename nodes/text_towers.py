@@ -46,7 +46,7 @@ class Tower:
 
     def word_ids(self, clip: comfy.sd.CLIP, word: str) -> list[int]:
         """Raises ValueError for a word that holds nothing to bind to."""
-        chunk = clip.tokenize(word)[self.name][0]
+        chunk = comfy.sd.CLIP.tokenize(clip, word)[self.name][0]
         ids = [token for token, *_ in chunk if isinstance(token, int) and self._is_text(token)]
         if not ids:
             raise ValueError(

@@ -37,7 +37,7 @@ def main() -> None:
             (base / "models" / file).touch()  # names for the widgets
         with Server(find_comfyui(), base) as server:
             painter = ComfyUIPainter(server)
-            workflow = (PACK / "workflows" / "One person.json").read_text(encoding="utf-8")
+            workflow = (PACK / "workflows" / "One person (MoA).json").read_text(encoding="utf-8")
             load = f"async () => {{ await window.app.loadGraphData({workflow}) }}"
             save("MoALoader", graph(server, load, (750, 620)))
             save("MoAFromIPAdapter", graph(server, FROM_IP_ADAPTER, (860, 350)))

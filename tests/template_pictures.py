@@ -12,7 +12,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from training.comfyui import Server, find_comfyui, make_base_directory
-from training.comfyui.templates import FOLDER, NAMES, NEEDS_FILES, saved_by
+from training.comfyui.templates import ENDING, FOLDER, NAMES, NEEDS_FILES, saved_by
 
 SIDE, GAP = 384, 2
 BANDS = {"Face shapes", "Swap one of two", "Exchange two people", "Two LoRAs, two people"}
@@ -31,7 +31,7 @@ FRAMES = (0, 3, 7)
 def main(names: list[str]) -> None:
     with tempfile.TemporaryDirectory() as folder, Server(find_comfyui(), make_base_directory(Path(folder))) as server:
         for name in names or NAMES:
-            path = FOLDER / f"{name}.jpg"
+            path = FOLDER / f"{name}{ENDING}.jpg"
             picture = card(name) if name in NEEDS_FILES else thumbnail(name, painted(name, server))
             picture.save(path, quality=85)
             print(f"{path.name}: {path.stat().st_size:,} bytes", flush=True)

@@ -109,7 +109,10 @@ def test_hooks_are_gone_whatever_ends_the_block():
     deltas = Deltas({"proj_in": LayerDeltas(network.proj_in, {0: change(network.proj_in, 4, torch.Generator())})}, 1)
     x = torch.randn(2, 8, *SIZE)
     plain = network.proj_in(x)
-    with pytest.raises(ZeroDivisionError), deltas_on(network, deltas, lambda: lambda name, x, out, size: out + 1):
+    with (
+        pytest.raises(ZeroDivisionError),
+        deltas_on(network.get_submodule, deltas, lambda: lambda name, x, out, size: out + 1),
+    ):
         torch.testing.assert_close(network.proj_in(x), plain + 1)
         raise ZeroDivisionError
     assert torch.equal(network.proj_in(x), plain)

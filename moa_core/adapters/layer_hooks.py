@@ -22,11 +22,14 @@ def transformer_of(name: str) -> str | None:
 
 
 @contextmanager
-def deltas_on(network: nn.Module, deltas: Deltas, now: Callable[[], Change | None]) -> Iterator[None]:
+def deltas_on(
+    find: Callable[[str], nn.Module | None], deltas: Deltas, now: Callable[[], Change | None]
+) -> Iterator[None]:
     """Hooks on every layer of a U-Net that reads the picture and is changed, until the block ends in whatever way.
 
-    now: what changes at the moment; None: nothing. Layers that see other rows or pixels than they should (another
-    node has merged or tiled them) are left to the prior.
+    find: the U-Net's layer of a name; None: there is none to be changed. now: what changes at the moment; None:
+    nothing. Layers that see other rows or pixels than they should (another node has merged or tiled them) are left to
+    the prior.
     """
     sizes: dict[str, tuple[int, int]] = {}
 
@@ -51,9 +54,9 @@ def deltas_on(network: nn.Module, deltas: Deltas, now: Callable[[], Change | Non
     with ExitStack() as hooks:
         names = deltas.in_the_picture
         for transformer in {transformer_of(name) for name in names} - {None}:
-            handle = network.get_submodule(transformer).register_forward_pre_hook(note_size(transformer))
-            hooks.callback(handle.remove)
+            hooks.callback(find(transformer).register_forward_pre_hook(note_size(transformer)).remove)
         for name in names:
-            handle = network.get_submodule(name).register_forward_hook(change(name, transformer_of(name)))
-            hooks.callback(handle.remove)
+            layer = find(name)
+            if layer is not None:
+                hooks.callback(layer.register_forward_hook(change(name, transformer_of(name))).remove)
         yield

@@ -151,7 +151,7 @@ class TextAsk(Ask):
 
 def _own_text(row: Row, subject: Subject, text: Tensor) -> Tensor:
     """What the subject's adapter reads in a row whose prompt is text [T, D]; of several files' the mean, weighted."""
-    known = next((own.texts for own in row.own_texts if own.subject is subject), None)
+    known = next((own.texts for own in row.own_texts if own.subject == subject), None)
     if known is None or not row.positive or all(own is None for own in known):
         return text
     texts = [text if own is None else own[0].to(text) for own in known]

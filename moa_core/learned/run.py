@@ -52,11 +52,11 @@ class LearnedRun:
         taken: how much of each pixel of a layer of (h, w) others have, [B, h, w]; None: nothing.
         """
         where = self.area and self.area.at(level, [row.view for row in rows], latents)
-        key = (tuple(rows), context.shape[1], context.dtype)
+        key = (tuple(rows), context.shape[1], context.dtype, latents.shape[2:])
         if key not in self._bound:
             if len(self._bound) == ROWS_KEPT:
                 self._bound.clear()
-            self._bound[key] = BoundTokens.of(rows, context, self.size)
+            self._bound[key] = BoundTokens.of(rows, context, latents, self.size)
         bound = self._bound[key]
         call = self.call_type(self.mixture, context, timestep, bound, self.strength, where, attend)
         call.taken = taken

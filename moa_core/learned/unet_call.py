@@ -46,8 +46,8 @@ class BoundTokens:
         return cls(torch.tensor(rows), torch.tensor(positions), torch.stack(features))
 
     @classmethod
-    def of(cls, rows: Sequence[Row], context: Tensor, size: tuple[int, int]) -> BoundTokens | None:
-        """Where context [B, T, D] carries which features; size: (h, w) of the whole latents."""
+    def of(cls, rows: Sequence[Row], context: Tensor, latents: Tensor, size: tuple[int, int]) -> BoundTokens | None:
+        """Where context [B, T, D] carries which features; latents: what the rows show of size (h, w)."""
         placed = [
             (number, position, subject)
             for number, row in enumerate(rows)
@@ -59,7 +59,8 @@ class BoundTokens:
             if any(subject.weight != 1.0 for _, _, subject in placed):
                 tokens.weights = torch.tensor([subject.weight for _, _, subject in placed])
             if any(subject.area is not None for _, _, subject in placed):
-                shown = [rows[n].view.cut(subject.area_in(rows[n].view.picture, size)) for n, _, subject in placed]
+                views = [rows[n].view for n, *_ in placed]
+                shown = [v.cut(s.area_in(v.picture, size), latents) for v, (*_, s) in zip(views, placed, strict=True)]
                 tokens.areas = torch.stack(shown)
                 tokens.slots = (tokens.rows[:, None] == tokens.rows[None]).tril(-1).sum(dim=1)
                 tokens.most = int(tokens.slots.max()) + 1

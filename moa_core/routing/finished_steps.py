@@ -24,6 +24,11 @@ class FinishedSteps:
         self._means = np.zeros_like(self._calls)  # summed over the finished levels
         self._levels = np.zeros_like(self._calls)
 
+    @property
+    def level(self) -> float | None:
+        """Of the calls under way; None between steps."""
+        return self._level
+
     def begin(self, level: float) -> bool:
         """Note the level of the calls to come; whether that finished another one, so that the mean has changed.
 

@@ -69,16 +69,20 @@ class WordRouter:
     def __init__(self, subjects: Sequence[Subject], pictures: int, size: tuple[int, int]):
         """size: (h, w) of the latents."""
         self.subjects, self.pictures, self.size = list(subjects), pictures, size
-        self._number = {id(subject): number for number, subject in enumerate(subjects)}
+        self._number = {subject: number for number, subject in enumerate(subjects)}
         self._maps = FinishedSteps(len(self.subjects) * pictures, size)
         self._areas = [
             None if s.area is None else torch.stack([s.area_in(picture, size) for picture in range(pictures)])
             for s in subjects
         ]
         self._shares: Tensor | None = None
+        self._parts: dict[tuple[int, int, int], list[tuple[slice, slice, Tensor]]] = {}
+        """Of this level's calls that showed parts of pictures, by subject, picture and number of layers."""
 
     def begin(self, level: float) -> None:
         """Note the level of the calls to come. Waits for the device when it is a new one, and never afterwards."""
+        if level != self._maps.level:
+            self._join_parts()
         if self._maps.begin(level):
             self._shares = None
 
@@ -95,6 +99,7 @@ class WordRouter:
 
     def finish(self) -> None:
         """Note that the run is over: its last step counts as well."""
+        self._join_parts()
         if self._maps.finish():
             self._shares = None
 
@@ -114,7 +119,7 @@ class WordRouter:
 
     def number(self, subject: Subject) -> int | None:
         """The subject's index in the shares."""
-        return self._number.get(id(subject))
+        return self._number.get(subject)
 
     def add(self, subject: Subject, view: View, attention: Tensor) -> None:
         """Note the attention of L layers [L, h', w'] to the subject's word in what the view shows."""
@@ -124,8 +129,26 @@ class WordRouter:
         _, rows, columns = view.within(self.size)
         size = len(range(*rows.indices(self.size[0]))), len(range(*columns.indices(self.size[1])))
         shown = F.interpolate(attention[None].float(), size, mode="bilinear", align_corners=False)[0]
-        relative = shown / shown.mean(dim=(1, 2), keepdim=True).clamp(min=1e-8)
-        self._maps.add((number * self.pictures + view.picture, rows, columns), relative.mean(dim=0))
+        part = (rows, columns, shown)
+        if view.box is None:
+            self._add_relative(number, view.picture, [part])
+        else:
+            self._parts.setdefault((number, view.picture, len(shown)), []).append(part)
+
+    def _join_parts(self) -> None:
+        """Add the tiles that a finished level's calls have shown: each compared with all, since a tile without the word
+        is as even as one that it fills.
+        """
+        for (number, picture, _), parts in self._parts.items():
+            self._add_relative(number, picture, parts)
+        self._parts.clear()
+
+    def _add_relative(self, number: int, picture: int, parts: list[tuple[slice, slice, Tensor]]) -> None:
+        """Attention [L, h, w] of the same layers in parts of a picture, divided by its mean over all of them."""
+        means = torch.cat([shown.flatten(1) for *_, shown in parts], dim=1).mean(dim=1).clamp(min=1e-8)
+        for rows, columns, shown in parts:
+            relative = (shown / means[:, None, None]).mean(dim=0)
+            self._maps.add((number * self.pictures + picture, rows, columns), relative)
 
     def _shares_of(self, steps: FinishedSteps) -> Tensor:
         shape = (len(self.subjects), self.pictures, *self.size)

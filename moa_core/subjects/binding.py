@@ -36,7 +36,7 @@ class BoundPrompt:
     own_texts: tuple[OwnText, ...] = ()
 
     def carries(self, subject: Subject) -> bool:
-        return any(binding.subject is subject for binding in self.bindings)
+        return any(binding.subject == subject for binding in self.bindings)
 
 
 def bind(

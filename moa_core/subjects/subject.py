@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,11 +20,12 @@ class EncoderId:
     """Name of the MoA it belongs to, for messages."""
 
 
-@dataclass(frozen=True, eq=False)  # told apart by identity: two people may share a word
+@dataclass(frozen=True, eq=False)  # told apart by its key: two people may share a word
 class Subject:
     """features [V, F]: V variants, matched to the pictures of a batch by index; one for every picture if V = 1.
 
-    Of a subject that appears by deltas they say how much of each of its F files.
+    Of a subject that appears by deltas they say how much of each of its F files. A copy is the same subject, whoever
+    made it.
     """
 
     features: Tensor
@@ -37,6 +39,17 @@ class Subject:
     """None: not known."""
     adapter: Any = None
     """What the subject appears by, where that is no learned MoA: the host's own, and nothing that this looks into."""
+    key: str = field(default_factory=lambda: uuid.uuid4().hex, repr=False)
+    """Its copies have the same."""
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Subject) and self.key == other.key
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+    def __deepcopy__(self, memo: dict) -> Subject:
+        return self  # it never changes, and what it appears by is large
 
     @property
     def variants(self) -> int:

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+NOWHERE = (0, 0, 0, 0)
+"""The box of a view of some part of its picture that nobody knows."""
+
 
 @dataclass(frozen=True)
 class View:
@@ -21,9 +24,10 @@ class View:
         top, left, height, width = self.box or (0, 0, *size)
         return self.picture, slice(top, top + height), slice(left, left + width)
 
-    def cut(self, whole: Tensor) -> Tensor:
-        """What is shown of [h, w]."""
-        return whole[self.within(tuple(whole.shape))[1:]]
+    def cut(self, whole: Tensor, like: Tensor) -> Tensor:
+        """What is shown of an area [h, w] in a row [..., h', w']; all of it where that is not known."""
+        size = tuple(whole.shape)
+        return whole[self.within(size)[1:]] if self.fits(size, like) else whole.new_ones(like.shape[-2:])
 
     def fits(self, size: tuple[int, int], like: Tensor) -> bool:
         """Whether a row [..., h, w] is what the view says of latents of that size: hosts know other ways to cut."""

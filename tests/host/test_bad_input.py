@@ -180,6 +180,7 @@ def test_more_subjects_than_occurrences(host, loaded, moa, caplog):
     subjects = [host.subject(moa, 1), host.subject(moa, 2)]
     (sentence,) = warnings_of_sampling(host, loaded, moa, caplog, "a man in paris", *subjects)
     assert "subject1" in sentence and "2 times" in sentence and "'man'" in sentence
+    assert "a detailer's for each face" in sentence and "different words" in sentence
 
 
 def test_a_prompt_from_another_clip(host, loaded, moa, caplog):
@@ -304,3 +305,53 @@ def test_the_visualizer_without_a_moa_or_without_a_run(host, loaded, moa):
     patched, _ = host.patch(loaded[0], loaded[1], moa)
     with pytest.raises(ValueError, match=r"no sampling of latents \[1, 4, 16, 16\]"):
         host.run("MoARouterVisualizer", patched, samples)
+
+
+@pytest.mark.parametrize("connected", ["mask", "area"])
+def test_masks_of_four_dimensions_are_what_they_are(host, loaded, each_moa, connected):
+    """Some nodes hand out [B, 1, H, W], others [B, H, W, 1]; a picture is refused in a sentence."""
+    mask = torch.zeros(1, 80, 80)
+    mask[:, 20:60, 20:60] = 1.0
+    if each_moa is None:
+        if connected == "mask":
+            return  # a LoRA subject has none
+
+        def made(m):
+            return host.run("MoALoRASubject", "random-0.safetensors", "man", area=m)[0].area
+    else:
+        picture = torch.rand(1, 80, 80, 3, generator=torch.Generator().manual_seed(1))
+
+        def made(m):
+            subject = host.run("MoASubjectEncoder", each_moa, picture, "man", **{connected: m})[0]
+            return subject.features if connected == "mask" else subject.area
+
+    assert torch.equal(made(mask[:, None]), made(mask)) and torch.equal(made(mask[..., None]), made(mask))
+    with pytest.raises(ValueError, match=rf"'{connected}' has the shape \[1, 80, 80, 3\].*Connect a mask"):
+        made(mask[..., None].expand(-1, -1, -1, 3))
+
+
+def test_numbers_are_the_sockets_where_one_between_is_muted(host, loaded, each_moa, caplog):
+    model, clip, _ = loaded
+    first, third = host.subject(each_moa, 1), host.subject(each_moa, 2, "woman")
+    patched, bound_clip = host.run("MoAPatchModel", model, clip, each_moa, {"subject0": first, "subject2": third})
+    negative = host.prompt(bound_clip, "bad")
+    host.sample(patched, host.prompt(bound_clip, "a man in paris"), negative)
+    assert "subject2 will not appear: no 'woman'" in caplog.text and "subject1" not in caplog.text
+    drawn = host.sample(patched, host.prompt(bound_clip, "a man and a woman in paris"), negative)
+    masks = host.run("MoARouterVisualizer", patched, drawn)[2]
+    assert len(masks) == 3 and not masks[1].any() and masks[0].any() and masks[2].any()
+
+
+def test_a_tall_photo_without_a_mask_is_doubted_where_its_middle_alone_is_encoded(host, moa, ip_moa, caplog):
+    tall, mask = torch.rand(1, 90, 60, 3), torch.zeros(1, 90, 60)
+    mask[:, 10:80, 10:50] = 1.0
+    for which, image, own_mask, doubted in (
+        (ip_moa, tall, None, True),
+        (ip_moa, tall, torch.zeros(1, 64, 64), True),  # as Load Image hands out where nothing is transparent
+        (ip_moa, tall, mask, False),
+        (ip_moa, tall[:, :60], None, False),
+        (moa, tall, None, False),  # encodes all of it
+    ):
+        caplog.clear()
+        encode(host, which, image, own_mask)
+        assert ("60x90" in caplog.text and "head may be cut off" in caplog.text) == doubted

@@ -12,7 +12,7 @@ from PIL import Image
 
 from toy_world.shape import IMAGE_SIZE
 from training.comfyui import NAME, PACK, Server, find_comfyui, make_base_directory
-from training.comfyui.templates import NAMES, to_api
+from training.comfyui.templates import ENDING, NAMES, to_api
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def test_a_user_downloads_what_the_nodes_need_and_the_readme_shows_and_nothing_e
     assert {name.split("/")[0] for name in files} == needed | about
     shown = re.findall(r"!\[.*?\]\((.+?)\)", package.read("README.md").decode())
     assert sorted(name for name in files if name.startswith("docs/")) == sorted(shown)
-    assert {f"workflows/{name}{kind}" for name in NAMES for kind in (".json", ".jpg")} <= set(files)
+    assert {f"workflows/{name}{ENDING}{kind}" for name in NAMES for kind in (".json", ".jpg")} <= set(files)
 
 
 def test_the_template_of_one_person_runs_from_the_package_alone(package, tmp_path):
@@ -45,7 +45,7 @@ def test_the_template_of_one_person_runs_from_the_package_alone(package, tmp_pat
     folder.unlink()  # the link to this checkout
     package.extractall(folder)
     with Server(find_comfyui(), base) as server:
-        workflow = server.get(f"/api/workflow_templates/{NAME}/One%20person.json")
+        workflow = server.get(f"/api/workflow_templates/{NAME}/One%20person%20(MoA).json")
         entry = server.queue(to_api(workflow, server.get("/object_info")))
         saved = next(str(node["id"]) for node in workflow["nodes"] if node["type"] == "SaveImage")
         picture = Image.open(io.BytesIO(server.pictures(entry, saved)[0]))

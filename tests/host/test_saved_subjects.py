@@ -210,3 +210,22 @@ def test_a_saved_file_says_what_it_is_and_holds_no_photo_and_no_workflow(fresh_s
         "moa": "moa-toy.safetensors",
     }  # fmt: skip
     assert path.stat().st_size < 2000, json.dumps(metadata)
+
+
+def test_a_prefix_with_a_date_and_folders_of_another_system(host, moa):
+    import time
+
+    before, name, after = time.localtime(), save(host, host.subject(moa), "by\\%date:yyyy-MM-dd%"), time.localtime()
+    days = {time.strftime("by/%Y-%m-%d_00001_.safetensors", when) for when in (before, after)}
+    assert name in days
+    elsewhere = name.replace("/", "\\")  # as a graph says that was saved on Windows
+    assert host.nodes["MoALoadSubject"].validate_inputs(elsewhere) is True
+    assert torch.equal(host.run("MoALoadSubject", elsewhere)[0].features, host.subject(moa).features)
+
+
+@pytest.mark.parametrize("prefix", ["ann:1", "ann?", "family/con", "nul.x", "ann.", "a /ann", "%date:hh:mm%", "a\tb"])
+def test_names_that_no_windows_can_have_are_refused_everywhere(host, moa, prefix):
+    sentence = host.nodes["MoASaveSubject"].validate_inputs(prefix)
+    assert f"filename_prefix is '{prefix}'" in sentence and "Windows" in sentence
+    with pytest.raises(ValueError, match="Save Subject: filename_prefix is"):
+        host.run("MoASaveSubject", host.subject(moa), prefix)

@@ -16,7 +16,7 @@ from toy_world.draw import draw_scene
 from toy_world.shape import IMAGE_SIZE
 from toy_world.world import ACTIONS, WORDS, sample_scene
 from training.comfyui import NAME, PACK
-from training.comfyui.templates import NAMES
+from training.comfyui.templates import ENDING, NAMES
 
 
 def pixels(image: Image.Image) -> np.ndarray:
@@ -52,8 +52,9 @@ def test_the_packs_folders_come_after_all_of_the_users(host, tmp_path, monkeypat
 
 
 def test_the_template_browser_lists_every_workflow_with_its_picture(fresh_server):
-    assert sorted(fresh_server.get("/workflow_templates")[NAME]) == NAMES
-    for name in NAMES:
+    """Under a name that no other pack has: the frontend's search stops at a second one."""
+    assert sorted(fresh_server.get("/workflow_templates")[NAME]) == [name + ENDING for name in NAMES]
+    for name in (name + ENDING for name in NAMES):
         thumbnail = Image.open(io.BytesIO(fresh_server.get(f"/api/workflow_templates/{NAME}/{quote(name)}.jpg")))
         assert thumbnail.format == "JPEG" and thumbnail.width == thumbnail.height
 

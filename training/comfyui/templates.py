@@ -12,7 +12,9 @@ from PIL import Image, ImageSequence
 from training.comfyui.server import PACK, Server
 
 FOLDER = PACK / "workflows"
-NAMES = sorted(path.stem for path in FOLDER.glob("*.json"))
+ENDING = " (MoA)"
+"""Of every template's file name: ComfyUI's search of templates stops where two packs have files of one name."""
+NAMES = sorted(path.stem.removesuffix(ENDING) for path in FOLDER.glob(f"*{ENDING}.json"))
 NOTES = {"Note", "MarkdownNote"}
 NEEDS_FILES = {"Your LoRAs, your checkpoint", "Your photo, your checkpoint"}
 """Workflows for files that everybody has to bring along."""
@@ -21,7 +23,7 @@ WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
 
 
 def read(name: str) -> dict[str, Any]:
-    return json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
+    return json.loads((FOLDER / f"{name}{ENDING}.json").read_text(encoding="utf-8"))
 
 
 def to_api(workflow: dict[str, Any], object_info: dict[str, Any]) -> dict[str, Any]:

@@ -52,7 +52,7 @@ class MoAUNet(nn.Module):
     def _deltas(self, call: UNetCall | Call | None) -> AbstractContextManager:
         if not isinstance(call, Call) or call.adapters is None or call.adapters.deltas is None:
             return nullcontext()
-        return deltas_on(self.unet, call.adapters.deltas, lambda: call.changed)
+        return deltas_on(self.unet.get_submodule, call.adapters.deltas, lambda: call.changed)
 
 
 class MoAProcessor:
