@@ -127,7 +127,8 @@ class MoAPatchModel(io.ComfyNode):
             raise ValueError(f"MoA Patch Model: {TWO_MOAS}")
         connected = {int(socket.removeprefix("subject")): s for socket, s in (subjects or {}).items() if s is not None}
         sockets = sorted(connected)  # there may be gaps: a Subject Encoder between others is muted
-        chosen = [_with_adapter(f"subject{n} ('{connected[n].name}')", connected[n], moa) for n in sockets]
+        people = [_with_adapter(f"subject{n} ('{connected[n].name}')", connected[n], moa) for n in sockets]
+        chosen = [who.twin() if who in people[:n] else who for n, who in enumerate(people)]
         for used in dict.fromkeys([moa, *(s.adapter for s in chosen if isinstance(s.adapter, LoadedIPAdapter))]):
             if used is not None:
                 _check_fit(model, clip, used)

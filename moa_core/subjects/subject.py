@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -50,6 +50,10 @@ class Subject:
 
     def __deepcopy__(self, memo: dict) -> Subject:
         return self  # it never changes, and what it appears by is large
+
+    def twin(self) -> Subject:
+        """The same person once more, in another place: a subject of its own."""
+        return replace(self, key=uuid.uuid4().hex)
 
     @property
     def variants(self) -> int:

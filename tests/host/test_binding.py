@@ -103,3 +103,13 @@ def test_lora_and_clip_skip_after_the_patch_keep_binding(host, loaded, moa, peop
     skipped = host.run("CLIPSetLastLayer", bound_clip, -2)[0].clone()
     assert [b.position for b in host.prompt(skipped, "a man")[0][1][KEY].bindings] == [2]
     assert KEY not in host.prompt(clip, "a man")[0][1]
+
+
+def test_one_subject_in_two_sockets_is_two_people_who_look_alike(host, loaded, each_moa):
+    model, clip, _ = loaded
+    drawn = []
+    for people in ([host.subject(each_moa, 1)] * 2, [host.subject(each_moa, 1), host.subject(each_moa, 1)]):
+        patched, bound = host.patch(model, clip, each_moa, *people)
+        prompts = host.prompt(bound, "a man and a man"), host.prompt(clip, "")
+        drawn.append(host.sample(patched, *prompts, steps=4)["samples"])
+    assert torch.equal(*drawn)
