@@ -43,7 +43,7 @@ def beside_others(foreign: Collection[Layer]) -> list[Message]:
             f"{len(foreign)} attention layers are another node's: MoA leaves them alone.",
             f"That node (LayerDiffuse, for one) has put modules of its own in their place ({address} {attention}, for "
             "one). Subjects act in the other layers; where none are left, nobody appears. If somebody from a LoRA or "
-            "an IP-Adapter does not, the layers that show where the words are may be among them: connect a mask to area.",
+            "an IP-Adapter does not, those that show where the words are may be among them: connect a mask to area.",
         )
     ]
 
