@@ -42,7 +42,8 @@ def beside_others(foreign: Collection[Layer]) -> list[Message]:
         Message(
             f"{len(foreign)} attention layers are another node's: MoA leaves them alone.",
             f"That node (LayerDiffuse, for one) has put modules of its own in their place ({address} {attention}, for "
-            "one). Subjects act in the other layers; where none are left, nobody appears.",
+            "one). Subjects act in the other layers; where none are left, nobody appears. If somebody from a LoRA or "
+            "an IP-Adapter does not, those that show where the words are may be among them: connect a mask to area.",
         )
     ]
 
