@@ -31,7 +31,8 @@ def save_checkpoint(
 ) -> Path:
     """Write folder/step-00001000 under another name first, then drop the oldest but `keep`.
 
-    state: JSON with the `step`. Raises CheckpointError where it cannot be written; those that are there stay.
+    state: JSON with the `step`, the `records` seen and the `config`. Raises CheckpointError where it cannot be written;
+    those that are there stay.
     """
     target = folder / f"step-{state['step']:08d}"
     for leftover in folder.glob(f"{UNFINISHED}-*"):
@@ -99,7 +100,7 @@ def load_checkpoint(
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """The `step` and the `config` of a checkpoint. Raises CheckpointError."""
+    """The `step`, the `records` seen and the `config` of a checkpoint. Raises CheckpointError."""
     try:
         return json.loads((path / STATE).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

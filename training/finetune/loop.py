@@ -71,9 +71,12 @@ def _train(config: Config, resume: Path | None, accelerator: Accelerator) -> Non
     pipeline = MoAPipeline(base, moa, model.unet)
 
     out = Path(run.out)
-    step = load_checkpoint(resume, parameters, optimizer)["step"] if resume else 0
+    state = load_checkpoint(resume, parameters, optimizer) if resume else {}
+    step = state.get("step", 0)
     records = optim.batch * accelerator.num_processes * optim.accumulate  # in a step
-    passes = batches(config, preparation, accelerator, first=step * records)
+    # Of the run, however many processes took its steps so far; older checkpoints do not say.
+    seen = state.get("records", step * records)
+    passes = batches(config, preparation, accelerator, first=seen)
     shown = first_of_test_set(config, preparation).to(accelerator.device) if run.validate_every else None
     main = accelerator.is_main_process
     # What an earlier start has drawn beyond the checkpoint that this one goes on from is drawn anew.
@@ -82,9 +85,8 @@ def _train(config: Config, resume: Path | None, accelerator: Accelerator) -> Non
 
     def save() -> None:
         if main:
-            save_checkpoint(
-                out / "checkpoints", parameters, optimizer, {"step": step, "config": config.to_dict()}, run.keep
-            )
+            state = {"step": step, "records": seen, "config": config.to_dict()}
+            save_checkpoint(out / "checkpoints", parameters, optimizer, state, run.keep)
             if write := METHODS[config.model.method].save:
                 write(moa, out / run.file)
 
@@ -115,7 +117,7 @@ def _train(config: Config, resume: Path | None, accelerator: Accelerator) -> Non
                     "optimizer.lr or with run.precision float32, or look at the data"
                 )
             figures["skipped"] = skipped
-            step += 1
+            step, seen = step + 1, seen + records
             seconds += time.monotonic() - began
             figures["images/s"] = (step - first) * records / seconds
             bar.update()
@@ -130,7 +132,7 @@ def _train(config: Config, resume: Path | None, accelerator: Accelerator) -> Non
     if main:
         save()
         if step >= optim.steps and METHODS[config.model.method].save is save_moa:
-            write_card(out / run.file, moa, config, accelerator.num_processes, figures)
+            write_card(out / run.file, moa, config, seen, figures)
         writer.close()
         bar.close()
         print(f"{'finished' if step >= optim.steps else 'stopped'} at step {step}; {out / run.file}")
