@@ -143,6 +143,12 @@ def test_a_launcher_and_a_precision_that_do_not_work_are_named(toy, tmp_path, mo
         loop.check_launcher(loop.UNSUPPORTED[0])
 
 
+def test_a_missing_package_for_the_eight_bit_optimizer_is_named(toy, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    with pytest.raises(ConfigError, match="optimizer.eight_bit is true.*pip install bitsandbytes"):
+        train(config(toy, tmp_path, 1, eight_bit=True))
+
+
 def test_a_batch_is_small_until_it_is_on_its_device(toy):
     records = SubjectDataset(toy / "data", preparation(max_subjects=4, augment=False), "all")
     items = [records[n] for n in range(8)]

@@ -23,7 +23,7 @@ from training.finetune.checkpoint import load_checkpoint, save_checkpoint
 from training.finetune.contact_sheet import draw_contact_sheet
 from training.finetune.methods import METHODS
 from training.finetune.model import build, trained
-from training.finetune.optimizer import groups, learning_rate
+from training.finetune.optimizer import groups, learning_rate, optimizer_type
 from training.finetune.signals import stop_on_signal
 from training.finetune.sole_run import sole_run
 from training.host.pipeline import MoAPipeline
@@ -57,6 +57,7 @@ def train(config: Config, resume: Path | None = None) -> None:
 
 def _train(config: Config, resume: Path | None, accelerator: Accelerator) -> None:
     run, optim = config.run, config.optimizer
+    adamw = optimizer_type(optim.eight_bit)
     torch.manual_seed(run.seed)
     base, moa, model = build(config)
     base.to(accelerator.device)
@@ -66,7 +67,7 @@ def _train(config: Config, resume: Path | None, accelerator: Accelerator) -> Non
     if run.checkpointing:
         base.unet.enable_gradient_checkpointing()
     parameters = trained(model)
-    optimizer = torch.optim.AdamW(groups(parameters, optim.prompt_lr), weight_decay=optim.weight_decay)
+    optimizer = adamw(groups(parameters, optim.prompt_lr), weight_decay=optim.weight_decay)
     wrapped = accelerator.prepare(model)
     pipeline = MoAPipeline(base, moa, model.unet)
 
