@@ -15,4 +15,4 @@ def test_moa_loader_takes_the_file_and_it_draws(host, loaded, from_nothing):
         patched, patched_clip = host.patch(model, clip, moa, host.subject(moa, seed, "woman"))
         drawn.append(host.sample(patched, host.prompt(patched_clip, prompt), negative)["samples"])
     plain = host.sample(model, host.prompt(clip, prompt), negative)["samples"]
-    assert drawn[0].isfinite().all() and not torch.equal(drawn[0], plain)
+    assert drawn[0].isfinite().all() and not torch.equal(drawn[0], plain) and not torch.equal(*drawn)
