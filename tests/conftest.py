@@ -112,3 +112,13 @@ def toy(tmp_path_factory, toy_base) -> Path:
     CLIPVisionModelWithProjection(CLIPVisionConfig(**shape.IMAGE_ENCODER)).save_pretrained(folder / "encoder")
     render_dataset(folder / "data", 24, seed=0, test_share=0.1)
     return folder
+
+
+@pytest.fixture(scope="session")
+def from_nothing(tmp_path_factory, toy) -> Path:
+    """A folder in which all commands of training/README.md's page were run: pictures, data, a MoA file, its figures."""
+    from from_nothing import go_the_way
+
+    folder = tmp_path_factory.mktemp("from-nothing")
+    go_the_way(folder, toy / "base.safetensors")
+    return folder

@@ -36,7 +36,7 @@ CAPTION = "one man beside a woman"
 """Each of its words follows from the one before."""
 TINY = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
 CLIP_TEXT = TINY | {"vocab_size": 49408, "max_position_embeddings": 77, "eos_token_id": 49407}
-CLIP_VISION = TINY | {"image_size": 16, "patch_size": 8}
+CLIP_VISION = TINY | {"image_size": 32, "patch_size": 16, "projection_dim": 8}
 RED, BLUE = 0, 2
 """Channels of a picture."""
 
@@ -122,7 +122,7 @@ def make_matcher(folder: Path) -> None:
         if name.endswith(("v_proj", "out_proj", "text_projection", "visual_projection")):
             nn.init.eye_(module.weight)
     model.save_pretrained(folder)
-    size = {"height": 16, "width": 16}
+    size = {"height": 32, "width": 32}
     CLIPProcessor(CLIPImageProcessor(size=size, crop_size=size), clip_tokenizer()).save_pretrained(folder)
 
 

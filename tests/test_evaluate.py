@@ -45,7 +45,7 @@ def judges(tmp_path_factory) -> Path:
     make_faint_base(MODELS / "checkpoints/moa-toy-base.safetensors", folder / "base.safetensors")
     clip = CLIPModel(CLIPConfig(text_config=CLIP_TEXT, vision_config=CLIP_VISION, projection_dim=8))
     clip.save_pretrained(folder / "clip")
-    size = {"height": 16, "width": 16}
+    size = {"height": 32, "width": 32}
     CLIPProcessor(CLIPImageProcessor(size=size, crop_size=size), clip_tokenizer()).save_pretrained(folder / "clip")
     CLIPVisionModel(CLIPVisionConfig(**CLIP_VISION)).save_pretrained(folder / "half")
     return folder

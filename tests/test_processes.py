@@ -1,18 +1,21 @@
 """The finetune over several processes, and over crashes."""
 
 import dataclasses
+import itertools
 import json
 import subprocess
 import time
 
+import pytest
 import torch
 from safetensors.torch import load_file
-from toy_run import config, finish
+from toy_run import config, curve, finish
 from toy_run import start as start_command
 
 from moa_core.learned.moa_file import load_moa
 from training.config import Config
 from training.finetune.checkpoint import checkpoints
+from training.finetune.loop import train
 from training.host.pretrained import fresh_moa, load_base
 
 
@@ -31,11 +34,10 @@ def parameters(folder, step: int) -> dict[str, torch.Tensor]:
 
 def test_processes_share_a_batch_and_may_change_their_number_between_runs(toy, tmp_path):
     settings = tmp_path / "run.yaml"
-    run(config(toy, tmp_path / "one", 4, batch=4), settings)
+    train(config(toy, tmp_path / "one", 4, batch=4))
     run(config(toy, tmp_path / "two", 2, batch=2), settings, processes=2)
     # The same four records a step, now in one process and two passes.
-    changed = config(toy, tmp_path / "two", 4, batch=2, accumulate=2)
-    run(changed, settings, "--resume", "latest")
+    train(config(toy, tmp_path / "two", 4, batch=2, accumulate=2), checkpoints(tmp_path / "two/checkpoints")[-1])
     one, two = parameters(tmp_path / "one", 4), parameters(tmp_path / "two", 4)
     difference = max(float((one[name] - two[name]).abs().max()) for name in one)
     moved = max(float((one[name] - parameters(tmp_path / "two", 2)[name]).abs().max()) for name in one)
@@ -43,6 +45,19 @@ def test_processes_share_a_batch_and_may_change_their_number_between_runs(toy, t
     # Adam divides by a gradient's size, so that rounding shows where a gradient is nearly zero.
     worst = max(float((one[name] - two[name]).abs().mean()) for name in one)
     assert worst < 1e-5 and moved > 1e-3
+
+
+def test_another_number_of_processes_goes_on_with_the_record_after_the_last(toy, tmp_path):
+    """At a rate of 0 nothing is learnt: the loss of a step tells which record the main process read."""
+    train(config(toy, tmp_path / "each", 6, batch=1, lr=0.0))
+    each = [loss for _, loss in curve(tmp_path / "each")]
+    run(config(toy, tmp_path / "run", 2, batch=1, lr=0.0), tmp_path / "run.yaml", processes=2)
+    (tmp_path / "run/moa.md").unlink()
+    train(config(toy, tmp_path / "run", 4, batch=1, lr=0.0), checkpoints(tmp_path / "run/checkpoints")[-1])
+    expected = enumerate((each[0], each[2], each[4], each[5]), start=1)
+    assert curve(tmp_path / "run") == [(step, pytest.approx(loss, rel=1e-4)) for step, loss in expected]
+    assert min(abs(a - b) for a, b in itertools.combinations(each, 2)) > 1e-3
+    assert "4 steps, 6 records in all" in (tmp_path / "run/moa.md").read_text(encoding="utf-8")
 
 
 def test_bf16_with_gradient_checkpointing_trains_as_float32_does(toy, tmp_path):

@@ -12,8 +12,7 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from toy_run import ENVIRONMENT, PACK, config, preparation
+from toy_run import ENVIRONMENT, PACK, config, curve, preparation
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from moa_core.learned.moa_file import MoAFileError, load_moa, save_moa
@@ -39,11 +38,6 @@ def failing_at(monkeypatch, *steps: int) -> None:
         return real(*args) * (math.nan if next(passes) in steps else 1.0)
 
     monkeypatch.setattr("training.finetune.model.router_loss", fails)
-
-
-def curve(folder: Path, name: str = "loss") -> list[tuple[int, float]]:
-    events = EventAccumulator(str(folder / "tensorboard")).Reload().Scalars(name)
-    return [(event.step, event.value) for event in events]
 
 
 def test_a_step_without_a_number_is_skipped_and_counted(toy, tmp_path, monkeypatch):
@@ -147,6 +141,12 @@ def test_a_launcher_and_a_precision_that_do_not_work_are_named(toy, tmp_path, mo
     loop.check_precision("float32")
     with pytest.raises(ConfigError, match="DEEPSPEED.*one device, or with DDP.*accelerate config"):
         loop.check_launcher(loop.UNSUPPORTED[0])
+
+
+def test_a_missing_package_for_the_eight_bit_optimizer_is_named(toy, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    with pytest.raises(ConfigError, match="optimizer.eight_bit is true.*pip install bitsandbytes"):
+        train(config(toy, tmp_path, 1, eight_bit=True))
 
 
 def test_a_batch_is_small_until_it_is_on_its_device(toy):

@@ -113,7 +113,7 @@ def test_a_training_starts_from_a_moa_file(toy, few, tmp_path, capsys):
     learnt = load_moa(tmp_path / "run" / content["run"]["file"])
     assert learnt.config.layers == few.config.layers
     card = (tmp_path / "run" / content["run"]["file"]).with_suffix(".md").read_text(encoding="utf-8")
-    assert "2 steps of 2 records, from the weights of `start.safetensors`" in card and "output.1.0.attn1" in card
+    assert "2 steps, 4 records in all, from the weights of `start.safetensors`" in card and "output.1.0.attn1" in card
     for name, weight in few.mixture.state_dict().items():
         assert_close(learnt.mixture.state_dict()[name], weight, atol=2e-3, rtol=1e-3)
 

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
 from toy_world.shape import IMAGE_ENCODER, IMAGE_SIZE
 from training.config import Config, Data, Loss, Model, Optimizer, Run
 from training.data.preparation import Preparation
@@ -39,6 +41,12 @@ def config(toy: Path, out: Path, steps: int = 4, **others) -> Config:
         Loss(),
         Optimizer(**optimizer | others),
     )
+
+
+def curve(out: Path, name: str = "loss") -> list[tuple[int, float]]:
+    """(step, value) of a figure, as TensorBoard draws it."""
+    events = EventAccumulator(str(out / "tensorboard")).Reload().Scalars(name)
+    return [(event.step, event.value) for event in events]
 
 
 def preparation(**others) -> Preparation:

@@ -14,19 +14,20 @@ FIGURES = ("loss", "reconstruction", "router", "object", "inside", "outside")
 """Of the last step, those that the card tells."""
 
 
-def write_card(file: Path, moa: MoA, config: Config, processes: int, figures: Mapping[str, float]) -> None:
-    """Write `moa.md` beside `moa.safetensors` of a finished run; figures: of its last step.
+def write_card(file: Path, moa: MoA, config: Config, records: int, figures: Mapping[str, float]) -> None:
+    """Write `moa.md` beside `moa.safetensors` of a finished run.
+
+    records: so many were seen in all its steps, one that came twice counts twice. figures: of its last step.
 
     A card that is there already stays as it is: somebody may have filled it in.
     """
     path = file.with_suffix(".md")
     if not path.exists():
-        write_whole(path, _text(file, moa, config, processes, figures).encode())
+        write_whole(path, _text(file, moa, config, records, figures).encode())
 
 
-def _text(file: Path, moa: MoA, config: Config, processes: int, figures: Mapping[str, float]) -> str:
+def _text(file: Path, moa: MoA, config: Config, records: int, figures: Mapping[str, float]) -> str:
     made, optim, loss = moa.config, config.optimizer, config.loss
-    records = optim.batch * optim.accumulate * processes
     names = ", ".join(f"{address}.{attention}" for address, attention in made.layers)
     start = f", from the weights of `{Path(config.model.start).name}`" if config.model.start else ""
     last = ", ".join(f"{name} {figures[name]:.3g}" for name in FIGURES if name in figures)
@@ -40,7 +41,7 @@ def _text(file: Path, moa: MoA, config: Config, processes: int, figures: Mapping
         f"- **Pictures:** {BLANK}: which, how many, under which licence. They lay in `{Path(config.data.root).name}`.",
         f"- **Experts** in {'all attention layers' if made.is_whole else names}; they act on the timesteps below "
         f"{made.timesteps}.",
-        f"- **Training:** {optim.steps:,} steps of {records} records{start}; AdamW at "
+        f"- **Training:** {optim.steps:,} steps, {records:,} records in all{start}; AdamW at "
         f"{optim.lr:g}, the subject prompt at {optim.lr * optim.prompt_lr:g}, warm-up {optim.warmup}, cool-down "
         f"{optim.cooldown}; {config.run.precision}, seed {config.run.seed}.",
         f"- **Losses:** router {loss.router:g}, object {loss.object:g}; the reconstruction counts on subjects alone "

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from moa_core.files.whole_file import UNFINISHED, whole
 
 PARAMETERS, MOMENTS, STATE = "parameters.safetensors", "optimizer.safetensors", "state.json"
+TABLES = ("qmap1", "qmap2")
+"""Of AdamW8bit: one tensor for all parameters each, and safetensors stores no tensor under two names."""
 
 
 class CheckpointError(ValueError):
@@ -31,16 +33,18 @@ def save_checkpoint(
 ) -> Path:
     """Write folder/step-00001000 under another name first, then drop the oldest but `keep`.
 
-    state: JSON with the `step`. Raises CheckpointError where it cannot be written; those that are there stay.
+    state: JSON with the `step`, the `records` seen and the `config`; the optimizer's name is added. Raises
+    CheckpointError where it cannot be written; those that are there stay.
     """
     target = folder / f"step-{state['step']:08d}"
     for leftover in folder.glob(f"{UNFINISHED}-*"):
         shutil.rmtree(leftover, ignore_errors=True)
     moments = {
-        f"{key}.{name}": value
+        f"{key}.{name}": value.clone() if key in TABLES else torch.as_tensor(value)
         for name, parameter in parameters.items()
         for key, value in optimizer.state[parameter].items()
     }
+    state = state | {"optimizer": type(optimizer).__name__}
     try:
         with whole(target) as unfinished:
             unfinished.mkdir(parents=True)
@@ -81,6 +85,8 @@ def load_checkpoint(
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path} is no whole checkpoint ({type(error).__name__}: {error})") from error
     state = read_state(path)
+    if optimizer:
+        _check_optimizer(path, state.get("optimizer", torch.optim.AdamW.__name__), type(optimizer).__name__)
     shapes = {name: list(p.shape) for name, p in parameters.items()}
     found = {name: list(v.shape) for name, v in values.items()}
     if shapes != found:
@@ -91,15 +97,30 @@ def load_checkpoint(
         )
     for name, parameter in parameters.items():
         parameter.data.copy_(values[name])
-        for key in ("step", "exp_avg", "exp_avg_sq") if optimizer else ():
-            if key != "step":  # AdamW keeps its count on the CPU
-                moments[f"{key}.{name}"] = moments[f"{key}.{name}"].to(parameter.device)
-            optimizer.state[parameter][key] = moments[f"{key}.{name}"]
+    for label, value in moments.items():
+        key, name = label.split(".", 1)
+        optimizer.state[parameters[name]][key] = _as_kept(key, value, parameters[name].device)
     return state
 
 
+def _as_kept(key: str, value: Tensor, device: torch.device) -> Tensor | int:
+    """As an optimizer keeps it: moments beside their parameter, AdamW's count on the CPU, AdamW8bit's as a number."""
+    if key != "step":
+        return value.to(device)
+    return value if value.is_floating_point() else int(value)
+
+
+def _check_optimizer(path: Path, found: str, expected: str) -> None:
+    if found != expected:
+        raise CheckpointError(
+            f"{path} holds the moments of {found}, which {expected} cannot read: set optimizer.eight_bit to "
+            f"{'false' if found == torch.optim.AdamW.__name__ else 'true'}, as it was. Or start another run, with "
+            "another run.out, from the weights alone: model.start takes the MoA file of this one"
+        )
+
+
 def read_state(path: Path) -> dict[str, Any]:
-    """The `step` and the `config` of a checkpoint. Raises CheckpointError."""
+    """The `step`, the `records` seen and the `config` of a checkpoint. Raises CheckpointError."""
     try:
         return json.loads((path / STATE).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

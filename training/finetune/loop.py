@@ -23,7 +23,7 @@ from training.finetune.checkpoint import load_checkpoint, save_checkpoint
 from training.finetune.contact_sheet import draw_contact_sheet
 from training.finetune.methods import METHODS
 from training.finetune.model import build, trained
-from training.finetune.optimizer import groups, learning_rate
+from training.finetune.optimizer import groups, learning_rate, optimizer_type
 from training.finetune.signals import stop_on_signal
 from training.finetune.sole_run import sole_run
 from training.host.pipeline import MoAPipeline
@@ -57,6 +57,7 @@ def train(config: Config, resume: Path | None = None) -> None:
 
 def _train(config: Config, resume: Path | None, accelerator: Accelerator) -> None:
     run, optim = config.run, config.optimizer
+    adamw = optimizer_type(optim.eight_bit)
     torch.manual_seed(run.seed)
     base, moa, model = build(config)
     base.to(accelerator.device)
@@ -66,14 +67,17 @@ def _train(config: Config, resume: Path | None, accelerator: Accelerator) -> Non
     if run.checkpointing:
         base.unet.enable_gradient_checkpointing()
     parameters = trained(model)
-    optimizer = torch.optim.AdamW(groups(parameters, optim.prompt_lr), weight_decay=optim.weight_decay)
+    optimizer = adamw(groups(parameters, optim.prompt_lr), weight_decay=optim.weight_decay)
     wrapped = accelerator.prepare(model)
     pipeline = MoAPipeline(base, moa, model.unet)
 
     out = Path(run.out)
-    step = load_checkpoint(resume, parameters, optimizer)["step"] if resume else 0
+    state = load_checkpoint(resume, parameters, optimizer) if resume else {}
+    step = state.get("step", 0)
     records = optim.batch * accelerator.num_processes * optim.accumulate  # in a step
-    passes = batches(config, preparation, accelerator, first=step * records)
+    # Of the run, however many processes took its steps so far; older checkpoints do not say.
+    seen = state.get("records", step * records)
+    passes = batches(config, preparation, accelerator, first=seen)
     shown = first_of_test_set(config, preparation).to(accelerator.device) if run.validate_every else None
     main = accelerator.is_main_process
     # What an earlier start has drawn beyond the checkpoint that this one goes on from is drawn anew.
@@ -82,9 +86,8 @@ def _train(config: Config, resume: Path | None, accelerator: Accelerator) -> Non
 
     def save() -> None:
         if main:
-            save_checkpoint(
-                out / "checkpoints", parameters, optimizer, {"step": step, "config": config.to_dict()}, run.keep
-            )
+            state = {"step": step, "records": seen, "config": config.to_dict()}
+            save_checkpoint(out / "checkpoints", parameters, optimizer, state, run.keep)
             if write := METHODS[config.model.method].save:
                 write(moa, out / run.file)
 
@@ -115,7 +118,7 @@ def _train(config: Config, resume: Path | None, accelerator: Accelerator) -> Non
                     "optimizer.lr or with run.precision float32, or look at the data"
                 )
             figures["skipped"] = skipped
-            step += 1
+            step, seen = step + 1, seen + records
             seconds += time.monotonic() - began
             figures["images/s"] = (step - first) * records / seconds
             bar.update()
@@ -130,7 +133,7 @@ def _train(config: Config, resume: Path | None, accelerator: Accelerator) -> Non
     if main:
         save()
         if step >= optim.steps and METHODS[config.model.method].save is save_moa:
-            write_card(out / run.file, moa, config, accelerator.num_processes, figures)
+            write_card(out / run.file, moa, config, seen, figures)
         writer.close()
         bar.close()
         print(f"{'finished' if step >= optim.steps else 'stopped'} at step {step}; {out / run.file}")

@@ -1,10 +1,25 @@
-"""AdamW's groups, and the learning rate of a step."""
+"""AdamW, its groups, and the learning rate of a step."""
 
 from __future__ import annotations
 
+import torch
 from torch import nn
 
-from training.config import Optimizer
+from training.config import ConfigError, Optimizer
+
+
+def optimizer_type(eight_bit: bool) -> type[torch.optim.Optimizer]:
+    """torch's AdamW, or the one of bitsandbytes, whose moments take a quarter of the memory. Raises ConfigError."""
+    if not eight_bit:
+        return torch.optim.AdamW
+    try:
+        from bitsandbytes.optim import AdamW8bit  # here, as nothing else needs the package
+    except ImportError as error:
+        raise ConfigError(
+            f"optimizer.eight_bit is true, and bitsandbytes cannot be imported ({error}): run `pip install "
+            "bitsandbytes`, or set it to false"
+        ) from error
+    return AdamW8bit
 
 
 def learning_rate(optim: Optimizer, step: int) -> float:
