@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Hashable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -18,16 +19,41 @@ from .attention import Attend, Prior, attend
 from .learned.moa import Mixture
 from .learned.run import LearnedRun
 from .learned.unet_call import UNetCall
+from .routing.finished_steps import FinishedSteps
 from .routing.word_router import WordReader, WordRouter, read_blocks
 from .subjects.rows import Row
 from .subjects.subject import Subject
 
 
+@dataclass(frozen=True, eq=False)
+class Places:
+    """Who was where in a run: what another one of the same people can go on from."""
+
+    people: tuple
+    """See `who`."""
+    words: FinishedSteps
+    """The word router's."""
+    area: FinishedSteps | None
+    """The subject area's; None without sparse routing."""
+    cut_from: float
+    """The noise level at which its opening was over."""
+
+    @property
+    def nbytes(self) -> int:
+        return self.words.nbytes + (self.area.nbytes if self.area else 0)
+
+
+def who(subjects: Sequence[Subject]) -> tuple:
+    """What tells whether the places found for other subjects are these ones': their words, and who is searched for."""
+    return tuple((subject.word, subject.area is None) for subject in subjects)
+
+
 class Run:
-    """Of `pictures` latents (h, w); levels: the noise level of every step with MoA at work.
+    """Of `pictures` latents (h, w).
 
     subjects: those that any positive prompt carries. learned: the experts of a MoA file, for those that have no
-    adapter; adapters: of those that have. sparse: a learned expert is asked only where its subjects are.
+    adapter; adapters: of those that have. sparse: a learned expert is asked only where its subjects are, from the
+    noise level cut_from on.
     """
 
     def __init__(
@@ -35,7 +61,7 @@ class Run:
         subjects: Sequence[Subject],
         pictures: int,
         size: tuple[int, int],
-        levels: Sequence[float],
+        cut_from: float,
         blocks: Mapping[Address, BlockShape],
         strength: float = 1.0,
         sparse: bool = True,
@@ -43,15 +69,17 @@ class Run:
         adapters: Adapters | None = None,
         learned_from: float = math.inf,
         call_type: type[UNetCall] = UNetCall,
+        numbers: Sequence[int] | None = None,
     ):
-        """learned_from: the learned experts act at this noise level and below. call_type: a baseline's, of theirs."""
+        """learned_from: the learned experts act at this noise level and below. call_type: a baseline's, of theirs.
+        numbers: of the pictures, where they were taken out of a larger batch.
+        """
         own = set() if adapters is None else adapters.subjects.intersection(subjects)
-        self.router = WordRouter(subjects, pictures, size)
+        self.router = WordRouter(subjects, pictures, size, numbers)
         self.adapters = AdapterRun(adapters, self.router, strength, blocks) if own else None
         self.learned = None
         if learned is not None and own != set(subjects):
-            acting = [level for level in levels if level <= learned_from]
-            self.learned = LearnedRun(learned, pictures, size, acting, strength, sparse, call_type)
+            self.learned = LearnedRun(learned, pictures, size, cut_from, strength, sparse, call_type)
         self.learned_from = learned_from
         told_apart = len(subjects) > 1 or own
         self.read = frozenset(read_blocks(blocks)) if told_apart else frozenset()
@@ -101,12 +129,32 @@ class Run:
         if call.words is not None:
             call.words.note(latents)
 
+    @property
+    def places(self) -> Places:
+        """Who is where, as the finished steps show it."""
+        area = self.learned and self.learned.area
+        return Places(who(self.router.subjects), self.router.steps, area and area.steps, area.cut_from if area else 0.0)
+
+    def goes_on_from(self, others: Sequence[tuple[Places, int]]) -> None:
+        """Begin each picture with what a run of the same people has found in it; given with its number there."""
+        self.router.goes_on_from([(places.words, picture) for places, picture in others])
+        areas = [(places.area, picture) for places, picture in others if places.area is not None]
+        known = len(areas) == len(others) and all(area.seen[picture].any() for area, picture in areas)
+        if known and self.learned and self.learned.area:
+            self.learned.area.goes_on_from(areas, min(places.cut_from for places, _ in others))
+
+    def end(self) -> None:
+        """Note that the run is over: its last step counts as well."""
+        self.router.finish()
+        if self.learned and self.learned.area:
+            self.learned.area.steps.finish()
+
     def subject_shares(self) -> Tensor:
         """Every subject's share of every picture [S, P, h, w], as all steps of the run, now over, show it.
 
         All is a single learned subject's.
         """
-        self.router.finish()
+        self.end()
         shares = self.router.last()
         return shares if self.read else torch.ones_like(shares)
 

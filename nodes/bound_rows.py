@@ -34,6 +34,8 @@ class CONDPrompt:
     """None where nothing binds."""
     tokens: int
     positive: bool
+    variants: tuple[int, ...]
+    """The numbers of the pictures that are sampled, in the batch that they were taken out of."""
     number: int = field(default_factory=_numbers.__next__)
     """No other conditioning has it, of whatever run."""
 
@@ -67,14 +69,22 @@ def rows_of(
         box = (top, left, height, width)
         if not cut_alike or (bottom - top, right - left) != (height - 1, width - 1):
             box = NOWHERE
-        rows.append(prompts[number].row(View(picture, None if box == (0, 0, *size) else box)))
+        prompt = prompts[number]
+        rows.append(prompt.row(View(picture, None if box == (0, 0, *size) else box, prompt.variants[picture])))
     return tuple(rows) * times
 
 
-def prompt_of(name: str, conditioning: dict, binder: Binder | None, subjects: Mapping[Subject, Subject]) -> CONDPrompt:
+def prompt_of(
+    name: str,
+    conditioning: dict,
+    binder: Binder | None,
+    subjects: Mapping[Subject, Subject],
+    variants: Sequence[int],
+) -> CONDPrompt:
     """What one of the guider's conditionings, of that name, binds; nothing in the negative ones.
 
     binder: of the CLIP that may have encoded it. subjects: each as this run is to show it.
+    variants: see CONDPrompt.
     """
     positive, text = "negative" not in name, conditioning.get("cross_attn")
     bound: BoundPrompt | None = conditioning.get(BOUND_PROMPT) if positive else None
@@ -85,4 +95,4 @@ def prompt_of(name: str, conditioning: dict, binder: Binder | None, subjects: Ma
     if bound is not None:
         shown = (replace(each, subject=subjects.get(each.subject, each.subject)) for each in bound.bindings)
         bound = replace(bound, bindings=tuple(shown))
-    return CONDPrompt(bound, text.shape[1] if text is not None else 1, positive)
+    return CONDPrompt(bound, text.shape[1] if text is not None else 1, positive, tuple(variants))

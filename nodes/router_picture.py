@@ -70,6 +70,15 @@ def draw_sentences(sentences: list[str], image: Tensor | None) -> Tensor:
     return torch.from_numpy(np.asarray(canvas).astype(np.float32) / 255.0)
 
 
+def batched(pictures: list[Tensor]) -> Tensor:
+    """Pictures [H, W, 3] of any sizes as a batch; the smaller ones have a margin below and on the right."""
+    height, width = (max(picture.shape[side] for picture in pictures) for side in (0, 1))
+    batch = torch.tensor(PAPER).div(255.0).repeat(len(pictures), height, width, 1)
+    for whole, picture in zip(batch, pictures, strict=True):
+        whole[: picture.shape[0], : picture.shape[1]] = picture
+    return batch
+
+
 def _overlay(area: Tensor, image: Tensor | None, side: int) -> Image.Image:
     """The area in colours, over the picture where there is one, in a square of that side."""
     heat = _paint(area)

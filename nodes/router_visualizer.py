@@ -1,5 +1,8 @@
 """Router Visualizer: where the routers put the subjects, as a picture and as a mask."""
 
+from collections.abc import Sequence
+
+import comfy.model_management as mm
 import torch
 import torch.nn.functional as F
 from comfy.model_patcher import ModelPatcher
@@ -7,11 +10,23 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..moa_core.routing.subject_area import two_classes
-from .router_picture import draw_sentences, draw_trace
-from .sampling_run import KEY, MoAHooks, PastRun
+from .messages import Message, NodeText
+from .past_runs import PastRun, Source, closest, made_by
+from .router_picture import batched, draw_sentences, draw_trace
+from .sampling_run import KEY, MoAHooks
 from .sockets import CATEGORY
 
 PIXELS_PER_LATENT = 8
+NOT_SAMPLED = Message(
+    "No maps are known for these latents: the masks are empty.",
+    "No sampling with MoA of latents of this size is remembered. Connect the LATENT of the KSampler that uses this "
+    "MODEL; if it is connected, change the KSampler's seed, so that it samples again.",
+)
+CHANGED = Message(
+    "These latents were changed since: the maps are a guess.",
+    "They are not what a sampling with MoA ended with, so Router Visualizer shows the maps of the picture that comes "
+    "closest. Connect the LATENT of the KSampler itself for its own.",
+)
 
 
 class MoARouterVisualizer(io.ComfyNode):
@@ -45,23 +60,36 @@ class MoARouterVisualizer(io.ComfyNode):
 
     @classmethod
     def execute(cls, model: ModelPatcher, samples: dict, image: Tensor | None = None) -> io.NodeOutput:
-        hooks = model.get_attachment(KEY)
-        run = _find_run(hooks, samples["samples"])
-        people = hooks.people
-        count = len(run.samples)
-        images = [None if image is None else image[i % len(image)] for i in range(count)]
-        size = [PIXELS_PER_LATENT * side for side in run.samples.shape[-2:]]
-        if not run.trace:
-            sentences = nothing_to_see(run)
-            pictures = torch.stack([draw_sentences(sentences, picture) for picture in images])
-            return io.NodeOutput(pictures, torch.zeros(count, *size), torch.zeros(count * people, *size))
-        area = run.trace.subject_area()  # [B, h, w]
-        pictures = [draw_trace(run.trace, area[i], i, images[i]) for i in range(count)]
-        large = F.interpolate(area[:, None], size, mode="bicubic", align_corners=False)[:, 0]  # [B, H, W]
-        masks = torch.stack([two_classes(m) for m in large])
-        owner = F.interpolate(run.owners[:, None].float(), size, mode="nearest")  # [B, 1, H, W]
-        own_masks = masks[:, None] * (owner == torch.arange(people).view(-1, 1, 1))  # [B, S, H, W]
-        return io.NodeOutput(torch.stack(pictures), masks, own_masks.flatten(0, 1))
+        hooks: MoAHooks | None = model.get_attachment(KEY)
+        if hooks is None:
+            raise ValueError(
+                "Router Visualizer: this MODEL has no MoA at work. Connect the MODEL output of MoA Patch Model, with a "
+                "strength above 0"
+            )
+        latents = samples["samples"].detach().cpu()
+        sources, said = find_runs(hooks.past_runs(), latents)
+        NodeText().say(said)
+        people = max([hooks.people, *(source[0].people for source in sources if source is not None)])
+        size = [PIXELS_PER_LATENT * side for side in latents.shape[-2:]]
+        pictures, masks, own_masks = [], [], []
+        areas = {run: run.trace.subject_area() for run, _ in filter(None, sources) if run.trace}  # [B, h, w]
+        for number, source in enumerate(sources):
+            shown = None if image is None else image[number % len(image)]
+            if source is None or not source[0].trace:
+                sentences = [str(message) for message in said] if source is None else nothing_to_see(source[0])
+                pictures.append(draw_sentences(sentences, shown))
+                masks.append(torch.zeros(size))
+                own_masks.append(torch.zeros(people, *size))
+                continue
+            run, index = source
+            area = areas[run][index]
+            pictures.append(draw_trace(run.trace, area, index, shown))
+            large = F.interpolate(area[None, None], size, mode="bicubic", align_corners=False)[0, 0]  # [H, W]
+            masks.append(two_classes(large))
+            owner = F.interpolate(run.owners[index][None, None].float(), size, mode="nearest")[0]  # [1, H, W]
+            own_masks.append(masks[-1] * (owner == torch.arange(people).view(-1, 1, 1)))  # [S, H, W]
+        out = batched(pictures), torch.stack(masks), torch.cat(own_masks)
+        return io.NodeOutput(*(tensor.to(mm.intermediate_device()) for tensor in out))
 
 
 def nothing_to_see(run: PastRun) -> list[str]:
@@ -75,18 +103,15 @@ def nothing_to_see(run: PastRun) -> list[str]:
     return [nothing, *(run.missing or ["No subject is connected to MoA Patch Model."])]
 
 
-def _find_run(hooks: MoAHooks | None, latents: Tensor) -> PastRun:
-    """The run that made these latents; the newest of their size where none did exactly."""
-    if hooks is None:
-        raise ValueError(
-            "Router Visualizer: this MODEL has no MoA at work. Connect the MODEL output of MoA Patch Model, with a "
-            "strength above 0"
-        )
-    fitting = [run for run in reversed(hooks.runs) if run.samples.shape == latents.shape]
-    if not fitting:
-        raise ValueError(
-            f"Router Visualizer: no sampling of latents {list(latents.shape)} with this MODEL was recorded. Connect "
-            "the LATENT of a KSampler that uses the same MODEL, and sample again (change its seed) if it was cached"
-        )
-    same = (run for run in fitting if torch.allclose(run.samples.to(latents), latents.cpu(), atol=1e-3))
-    return next(same, fitting[0])
+def find_runs(runs: Sequence[PastRun], latents: Tensor) -> tuple[list[Source | None], list[Message]]:
+    """The picture that each of the latents [B, 4, h, w] is, else the one of their size that comes closest.
+
+    None where no run has any of their size. And what is to be said of that.
+    """
+    exact = made_by(latents, runs)
+    sources = [
+        closest(picture, runs) if source is None else source for picture, source in zip(latents, exact, strict=True)
+    ]
+    if None in sources:
+        return sources, [NOT_SAMPLED]
+    return sources, [CHANGED] if None in exact else []

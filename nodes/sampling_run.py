@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections import deque
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
 import comfy.samplers
@@ -20,37 +19,22 @@ from ..moa_core.adapters.layer_hooks import deltas_on
 from ..moa_core.adapters.run import Adapters
 from ..moa_core.address import Layer
 from ..moa_core.learned.moa import Mixture
+from ..moa_core.routing.subject_area import opening_end
 from ..moa_core.routing.trace import TIMESTEPS, Trace
-from ..moa_core.routing.word_router import WordRouter, scouting_timesteps
-from ..moa_core.run import Run
+from ..moa_core.routing.word_router import scouting_timesteps
+from ..moa_core.run import Run, who
 from ..moa_core.subjects.subject import Subject
+from .batch_numbers import batch_numbers
 from .bound_rows import MODEL_COND, CONDPrompt, prompt_of
 from .clip_binding import BOUND_PROMPT, Binder
 from .host_layers import foreign_layers, layer_of, unet_blocks
 from .messages import Message, NodeText
 from .missing_subjects import missing_subjects
 from .other_nodes import beside_others, counts_as_within, is_part_of, no_other_device
+from .past_runs import KEPT, PastRun, gone_before, made_by, whole
 from .unet_call import SamplingRun
 
 KEY = "moa"
-RUNS_KEPT = 4
-
-
-@dataclass
-class PastRun:
-    """What is kept of a sampling run."""
-
-    samples: Tensor
-    """The sampled latents, on the CPU."""
-    trace: Trace
-    """Empty where MoA did not act, or in no call that showed whole pictures."""
-    missing: list[str]
-    """A sentence for every subject that did not appear."""
-    bound: bool
-    """Whether any positive prompt carried a subject."""
-    owners: Tensor
-    """Whose each pixel is: the number of the subject [B, h, w], -1 for nobody's."""
-    router: WordRouter
 
 
 class MoAHooks:
@@ -84,16 +68,24 @@ class MoAHooks:
         self.start_percent, self.end_percent = start_percent, end_percent
         self.learned, self.adapters, self.timesteps = learned, adapters, timesteps
         self.text = text or NodeText()
-        self.runs: deque[PastRun] = deque(maxlen=RUNS_KEPT)
-        """The last runs, the newest last."""
         self._run: SamplingRun | None = None
         self._whole: set[tuple[int, int]] = set()
         """(h, w) of the latents that were no part of a larger picture."""
+        self._model = object()  # tells this MODEL's past runs from others'
 
     @property
     def people(self) -> int:
         """How many masks a picture has: one for each socket as far as the last that is connected."""
         return max(self.sockets, default=0) + 1
+
+    @property
+    def runs(self) -> list[PastRun]:
+        """This MODEL's last runs, the newest last."""
+        return KEPT.of(self._model)
+
+    def past_runs(self) -> list[PastRun]:
+        """All that are kept, in the order in which a picture is looked for: this MODEL's first, the newest first."""
+        return KEPT.newest_first(self._model)
 
     def attach(self, model: ModelPatcher, *beside: ModelPatcher) -> None:
         """beside: what holds the experts' weights."""
@@ -104,7 +96,19 @@ class MoAHooks:
         model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, self.sample)
         model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, KEY, self.call_unet)
 
-    def sample(self, executor, noise, latent_image, sampler, sigmas, denoise_mask=None, *args, **kwargs):
+    def sample(
+        self,
+        executor,
+        noise,
+        latent_image,
+        sampler,
+        sigmas,
+        denoise_mask=None,
+        callback=None,
+        disable_pbar=False,
+        seed=None,
+        **kwargs,
+    ):
         """Around one sampling run: noise [B, 4, h, w], sigmas [steps + 1].
 
         Without a subject in any positive prompt it is the plain checkpoint's.
@@ -113,7 +117,9 @@ class MoAHooks:
         size = tuple(noise.shape[-2:])
         subjects, parts = self._shown(size, latent_image)
         own = dict(zip(subjects, subjects, strict=True))
-        prompts = [prompt_of(name, c, self.binder, own) for name, conds in guider.conds.items() for c in conds]
+        numbers = self._numbers(latent_image, noise, seed)
+        conds = [(name, conditioning) for name, conds in guider.conds.items() for conditioning in conds]
+        prompts = [prompt_of(name, conditioning, self.binder, own, numbers) for name, conditioning in conds]
         positives = [prompt.bound for prompt in prompts if prompt.positive]
         missing = missing_subjects(
             dict(zip(self.sockets, subjects, strict=True)), positives, self._has_read_others(guider)
@@ -126,24 +132,40 @@ class MoAHooks:
                 maps = prompt.maps(range(len(noise)), size)
                 conditioning["model_conds"] = {**conditioning["model_conds"], MODEL_COND: maps}
         known = [s for s in subjects if any(p is not None and p.carries(s) for p in positives)]
-        run = self._start(guider, noise, sigmas, prompts, known, foreign)
-        past = self._gone_before(latent_image, known)
-        if past is not None:
-            run.moa.router.goes_on_from(past.router)
+        run = self._start(guider, noise, sigmas, prompts, known, foreign, numbers)
+        levels = float(sigmas[0]), float(sigmas[-1])
+        sources, same_sampling = gone_before(latent_image, levels[0], who(known), self.past_runs())
+        if sources is not None:
+            run.moa.goes_on_from([(past.places, picture) for past, picture in sources])
+        if same_sampling:
+            run.trace.goes_on_from([(past.trace, picture) for past, picture in sources])
+        rest = (denoise_mask, callback, disable_pbar, seed)
         outer, self._run = self._run, run
         try:
             with self._deltas(guider.model_patcher):
                 if bound and run.moa.wants_scouting:
-                    _scout(run.moa, executor, noise, latent_image, sigmas, denoise_mask, *args, **kwargs)
-                samples = executor(noise, latent_image, sampler, sigmas, denoise_mask, *args, **kwargs)
+                    _scout(run.moa, executor, noise, latent_image, sigmas, denoise_mask, seed, **kwargs)
+                samples = executor(noise, latent_image, sampler, sigmas, *rest, **kwargs)
         finally:
             self._run = outer
         self.text.add(run.doubts)
         run.trace.to_cpu()
         owners = _owners(run.moa.subject_shares(), [self.sockets[self.subjects.index(subject)] for subject in known])
         sentences = [str(message) for message in missing]
-        kept = PastRun(samples.detach().cpu(), run.trace, sentences, bound, owners, run.moa.router)
-        self.runs.append(kept)
+        KEPT.add(
+            PastRun(
+                self._model,
+                samples.detach().cpu(),
+                levels,
+                run.trace,
+                sentences,
+                bound,
+                owners,
+                self.people,
+                run.moa.places,
+                numbers,
+            )
+        )
         return samples
 
     def call_unet(self, executor, *args, **kwargs):
@@ -154,6 +176,13 @@ class MoAHooks:
             return executor(*args, **{name: given for name, given in kwargs.items() if name != MODEL_COND})
         return self._run.call_unet(executor, *args, **kwargs)
 
+    def _numbers(self, latents: Tensor, noise: Tensor, seed: int | None) -> list[int]:
+        """Which pictures of the whole batch these are."""
+        known = whole(made_by(latents.detach().cpu(), self.runs[::-1]))
+        if known is not None:
+            return [run.numbers[picture] for run, picture in known]
+        return batch_numbers(noise, seed, self.subjects)
+
     def _start(
         self,
         guider,
@@ -162,6 +191,7 @@ class MoAHooks:
         prompts: list[CONDPrompt],
         known: list[Subject],
         foreign: frozenset[Layer],
+        numbers: list[int],
     ) -> SamplingRun:
         sampling = guider.model_patcher.get_model_object("model_sampling")
         start, end = (float(sampling.percent_to_sigma(p)) for p in (self.start_percent, self.end_percent))
@@ -169,19 +199,20 @@ class MoAHooks:
         if self.adapters is None:
             start = min(start, trained)
         size = tuple(noise.shape[-2:])
-        levels = [sigma for sigma in sigmas[:-1].tolist() if end <= sigma <= start]
+        first = max((sigma for sigma in sigmas[:-1].tolist() if end <= sigma <= min(start, trained)), default=end)
         blocks = unet_blocks(guider.model_patcher)
         moa = Run(
             known,
             len(noise),
             size,
-            levels,
+            _cut_from(sampling, first, self.end_percent),
             blocks,
             self.strength,
             self.sparse,
             self.learned,
             self.adapters,
             learned_from=trained,
+            numbers=numbers,
         )
         spans = _spans(guider.conds, prompts, sampling)
         by_number = {prompt.number: prompt for prompt in prompts}
@@ -202,14 +233,6 @@ class MoAHooks:
         noted = [c[BOUND_PROMPT] for conds in guider.conds.values() for c in conds if BOUND_PROMPT in c]
         return self.binder is not None and self.binder.has_read_more_than(noted)
 
-    def _gone_before(self, latents: Tensor, known: list[Subject]) -> PastRun | None:
-        """The run whose end these latents are, with the same subjects in its prompts."""
-        for past in reversed(self.runs):
-            same = past.samples.shape == latents.shape and past.router.subjects == known
-            if same and torch.equal(past.samples, latents.detach().cpu().to(past.samples)):
-                return past
-        return None
-
     def _deltas(self, model: ModelPatcher):
         """Hooks for the deltas that there are, as a context."""
         if self.adapters is None or self.adapters.deltas is None:
@@ -222,9 +245,7 @@ class MoAHooks:
         return deltas_on(partial(layer_of, model), self.adapters.deltas, now)
 
 
-def _scout(
-    moa: Run, executor, noise, latent_image, sigmas, denoise_mask, callback=None, disable_pbar=False, *args, **kwargs
-):
+def _scout(moa: Run, executor, noise, latent_image, sigmas, denoise_mask, seed, **kwargs):
     """A few coarse steps by the prior alone, from the run's own start; nobody hears of them."""
     guider = executor.class_obj
     sampling = guider.model_patcher.get_model_object("model_sampling")
@@ -238,7 +259,7 @@ def _scout(
     moa.scouting = True
     try:
         euler = comfy.samplers.ksampler("euler")
-        executor(noise, latent_image, euler, coarse, denoise_mask, None, True, *args, **kwargs)
+        executor(noise, latent_image, euler, coarse, denoise_mask, None, True, seed, **kwargs)
     finally:
         moa.scouting = False
         guider.conds = conds
@@ -248,6 +269,16 @@ def _scout(
 def _trained_sigma(sampling, timesteps: int) -> float:
     """The noise level between the last timestep that a MoA was trained on and the next one."""
     return math.inf if timesteps == TIMESTEPS else float(sampling.sigma(torch.tensor(timesteps - 0.5)))
+
+
+def _cut_from(sampling, first: float, end_percent: float) -> float:
+    """The noise level at which the opening of a sampling from the level `first` to end_percent is over."""
+    low, high = 0.0, 1.0  # what part of all sampling lies before `first`
+    for _ in range(20):
+        middle = (low + high) / 2
+        low, high = (middle, high) if float(sampling.percent_to_sigma(middle)) > first else (low, middle)
+    opening = opening_end(TIMESTEPS * (1 - low), TIMESTEPS * (1 - end_percent))
+    return float(sampling.percent_to_sigma(1 - opening / TIMESTEPS))
 
 
 def _spans(conds: dict, prompts: list[CONDPrompt], sampling) -> list[tuple[float, float, list[Subject]]]:

@@ -1,5 +1,6 @@
 """Toy Subject: a reference person of the toy world, so that a first graph needs no photo."""
 
+import comfy.model_management as mm
 import numpy as np
 import torch
 from comfy_api.latest import io
@@ -57,4 +58,5 @@ class MoAToySubject(io.ComfyNode):
         if skeleton:
             picture = draw_person_pose(who, word, pose, framing)
         image = torch.from_numpy(np.array(picture)).float() / 255  # [H, W, 3]
-        return io.NodeOutput(image[None], torch.from_numpy(mask).float()[None])
+        device = mm.intermediate_device()
+        return io.NodeOutput(image[None].to(device), torch.from_numpy(mask).float()[None].to(device))

@@ -17,7 +17,6 @@ def image_run(
     blocks: Mapping[Address, BlockShape],
     strength: float = 1.0,
     pictures: int = 1,
-    levels: Sequence[float] = (500.0,),
 ) -> Run:
     adapters = Adapters(dict.fromkeys(people, mixture), {})
-    return Run(people, pictures, (16, 16), levels, blocks, strength, adapters=adapters)
+    return Run(people, pictures, (16, 16), 0.0, blocks, strength, adapters=adapters)

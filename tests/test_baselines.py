@@ -134,7 +134,7 @@ def test_the_ip_adapter_is_written_as_its_files_are_and_adds_the_same_where_a_pe
         adapter.mixture.negative = adapter.projector(torch.zeros_like(setting.features[:1]))[0]
     subject = Subject(tokens.flatten(1), "man", "man", area=torch.ones(1, 16, 16))
     blocks = setting.moa.config.blocks
-    run = image_run(adapter.mixture.double(), [subject], blocks, levels=[700.0])
+    run = image_run(adapter.mixture.double(), [subject], blocks)
     rows = [Row(View(0), (Binding(3, subject),), 77, True), Row(View(0), (), 77, False)]
     unet = setting.model.unet
     with torch.no_grad():

@@ -130,7 +130,7 @@ def test_no_layer_makes_the_host_wait_for_an_accelerator(stirred_moa, sparse):
     mixture, address = stirred_moa.mixture, list(stirred_moa.mixture.config.blocks)[1]
     generator = torch.Generator().manual_seed(0)
     h, latents = torch.randn(2, 256, mixture.config.blocks[address].dim, generator=generator), torch.zeros(2, 4, 16, 16)
-    run, views = SubjectArea(1, (16, 16), [30.0, 20.0, 10.0], mixture.config.blocks), [View(0), View(0)]
+    run, views = SubjectArea(1, (16, 16), 20.0, mixture.config.blocks), [View(0), View(0)]
     bound = BoundTokens.stack([(0, 3, torch.randn(64, generator=generator))])
     trace = Trace((16, 16), mixture.config.blocks)
     cut = []

@@ -4,13 +4,14 @@ import pytest
 import torch
 
 from moa_core.address import Address
-from moa_core.routing.subject_area import SubjectArea, between_classes, mean_share, two_classes
+from moa_core.routing.subject_area import SubjectArea, between_classes, mean_share, opening_end, two_classes
 from moa_core.subjects.view import View
 
 BLOCKS = [Address("input", n, 0) for n in range(1, 9)] + [Address("output", n, 0) for n in range(8)]
 SIZE = (8, 12)
 WHOLE = [View(0)]
 LEVELS = [float(12 - n) for n in range(12)]
+CUT_FROM = LEVELS[3]
 
 
 def shares(*boxes: tuple[slice, slice], high: float = 0.8, low: float = 0.2) -> dict:
@@ -70,9 +71,9 @@ def test_two_classes_are_parted_between_them_and_one_is_not_parted():
 
 
 @pytest.mark.parametrize(("steps", "open_steps"), [(12, 3), (20, 5), (3, 1), (2, 1), (1, 1)])
-def test_nothing_is_cut_in_the_first_quarter_of_the_steps(steps, open_steps):
-    levels = LEVELS[:steps] if steps <= 12 else [float(steps - n) for n in range(steps)]
-    run = SubjectArea(1, SIZE, levels, BLOCKS)
+def test_nothing_is_cut_in_the_first_quarter_of_the_timesteps(steps, open_steps):
+    levels = [round(999 - 999 * n / steps) for n in range(steps)]
+    run = SubjectArea(1, SIZE, opening_end(levels[0]), BLOCKS)
     cut = []
     for level in levels:
         cut.append(area(run, level) is not None)
@@ -81,7 +82,7 @@ def test_nothing_is_cut_in_the_first_quarter_of_the_steps(steps, open_steps):
 
 
 def test_the_area_is_where_the_subjects_are_and_layers_of_half_the_size_see_all_of_it():
-    run = SubjectArea(1, SIZE, LEVELS, BLOCKS)
+    run = SubjectArea(1, SIZE, CUT_FROM, BLOCKS)
     odd = (slice(3, 6), slice(3, 6))
     run_steps(run, LEVELS[:3], odd)
     found = area(run, LEVELS[3])
@@ -93,7 +94,7 @@ def test_the_area_is_where_the_subjects_are_and_layers_of_half_the_size_see_all_
 
 
 def test_an_area_moves_with_the_mean_of_the_steps():
-    run = SubjectArea(1, SIZE, LEVELS, BLOCKS)
+    run = SubjectArea(1, SIZE, CUT_FROM, BLOCKS)
     run_steps(run, LEVELS[:3], LEFT)
     assert not area(run, LEVELS[3])[0][RIGHT].any()
     run_steps(run, LEVELS[3:9], RIGHT)  # what the routers want counts, though nobody is asked there
@@ -101,7 +102,7 @@ def test_an_area_moves_with_the_mean_of_the_steps():
 
 
 def test_pictures_have_areas_of_their_own_and_the_rows_of_the_negative_their_pictures():
-    run = SubjectArea(2, SIZE, LEVELS, BLOCKS)
+    run = SubjectArea(2, SIZE, CUT_FROM, BLOCKS)
     run_steps(run, LEVELS[:3], LEFT, RIGHT)
     views = [View(1), View(0), View(0), View(1)]
     found = area(run, LEVELS[3], views)
@@ -111,7 +112,7 @@ def test_pictures_have_areas_of_their_own_and_the_rows_of_the_negative_their_pic
 
 
 def test_calls_of_one_level_see_the_same_area_however_they_are_split():
-    together, apart = SubjectArea(2, SIZE, LEVELS, BLOCKS), SubjectArea(2, SIZE, LEVELS, BLOCKS)
+    together, apart = SubjectArea(2, SIZE, CUT_FROM, BLOCKS), SubjectArea(2, SIZE, CUT_FROM, BLOCKS)
     for level in LEVELS[:5]:
         together.at(level, WHOLE, like())
         together.add(shares(LEFT, RIGHT), {0: View(0), 1: View(1)}, like(2))
@@ -126,7 +127,7 @@ def test_calls_of_one_level_see_the_same_area_however_they_are_split():
 
 
 def test_a_prompt_for_a_part_of_the_picture_marks_and_sees_that_part_and_what_none_has_shown_stays_open():
-    run = SubjectArea(1, SIZE, LEVELS, BLOCKS)
+    run = SubjectArea(1, SIZE, CUT_FROM, BLOCKS)
     half = View(0, (0, 6, 8, 6))  # the right half
     for level in LEVELS[:3]:
         run.at(level, WHOLE, like())
@@ -144,10 +145,10 @@ def test_a_prompt_for_a_part_of_the_picture_marks_and_sees_that_part_and_what_no
 
 def test_where_routers_tell_nothing_apart_nothing_is_cut():
     """A fresh MoA's are neutral everywhere; a U-Net that others skip has none to ask."""
-    run = SubjectArea(1, SIZE, LEVELS, BLOCKS)
+    run = SubjectArea(1, SIZE, CUT_FROM, BLOCKS)
     run_steps(run, LEVELS[:6], EVERYWHERE)
     assert area(run, LEVELS[6]) is None
-    empty = SubjectArea(1, SIZE, LEVELS, BLOCKS)
+    empty = SubjectArea(1, SIZE, CUT_FROM, BLOCKS)
     for level in LEVELS:
         assert empty.at(level, WHOLE, like()) is None
         empty.add({}, {0: View(0)}, like())
@@ -163,7 +164,7 @@ def test_it_does_not_grow_with_the_steps():
         return held(vars(thing)) if hasattr(thing, "__dict__") else 0
 
     levels = [float(200 - n) for n in range(200)]
-    run = SubjectArea(1, SIZE, levels, BLOCKS)
+    run = SubjectArea(1, SIZE, 150.0, BLOCKS)
     sizes = []
     for level in levels:
         run.at(level, WHOLE, like())

@@ -111,7 +111,7 @@ def test_later_steps_see_only_finished_ones_and_the_first_what_was_scouted():
     router.finish()
     later = WordRouter(router.subjects, 1, SIZE)
     assert later.is_blind
-    later.goes_on_from(router)
+    later.goes_on_from([(router.steps, 0)])
     assert not later.is_blind and torch.equal(later.at(LEVELS[0]), router.last())
     nothing = WordRouter([person("man")], 1, SIZE)
     assert not steps(nothing, LEVELS, torch.ones(8, 12)).any()  # nothing to see
@@ -176,7 +176,7 @@ def test_in_pictures_of_two_people_the_words_find_them_and_tell_who_is_who():
         context = base.text_encoder(torch.tensor([tokenize(scene.caption)])).last_hidden_state
         levels = torch.arange(950, 0, -150)
         rows, random = [Row(View(0), bindings, 77, True)], torch.Generator().manual_seed(seed)
-        run = Run(people, 1, (side, side), levels.tolist(), blocks)
+        run = Run(people, 1, (side, side), 0.0, blocks)
         for level in levels:
             noisy = add_noise(latents, torch.randn(latents.shape, generator=random), level[None])
             call = run.call(rows, float(level), noisy, context, level[None].float(), prior_of(base.unet))
@@ -203,7 +203,7 @@ class One:
     blocks: dict
 
     def run(self, people=None, pictures: int = 1) -> Run:
-        return image_run(self.mixture, people or self.people, self.blocks, pictures=pictures, levels=LEVELS)
+        return image_run(self.mixture, people or self.people, self.blocks, pictures=pictures)
 
     def call(self, run, rows, level, latents, context):
         """One U-Net call, and what it makes."""
@@ -315,7 +315,7 @@ def learned(stirred_moa, subjects, rows: int = 1) -> tuple:
     context = torch.randn(rows, 77, DIM, generator=random)
     h, prior = (torch.randn(rows, 256, shape.dim, generator=random) for _ in range(2))
     bound = tuple(Binding(3 + 5 * number, subject) for number, subject in enumerate(subjects))
-    run = LearnedRun(mixture, 1, (16, 16), LEVELS, 1.0, False)
+    run = LearnedRun(mixture, 1, (16, 16), 0.0, 1.0, False)
     call = run.call(
         [Row(View(0), bound, 77, True)] * rows, 5.0, torch.zeros(rows, 4, 16, 16), context, torch.ones(rows)
     )

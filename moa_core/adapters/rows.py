@@ -100,7 +100,7 @@ class ImageAsk(Ask):
         super().__init__(list(subjects), weights.expand(len(rows), -1))
         self.layers = layers
         tokens = [
-            subject.feature(row.view.picture).view_as(mixture.negative) if row.positive else mixture.negative
+            subject.feature(row.view.variant).view_as(mixture.negative) if row.positive else mixture.negative
             for row in rows
             for subject in subjects.values()
         ]
@@ -155,7 +155,7 @@ def _own_text(row: Row, subject: Subject, text: Tensor) -> Tensor:
     if known is None or not row.positive or all(own is None for own in known):
         return text
     texts = [text if own is None else own[0].to(text) for own in known]
-    length, amounts = math.lcm(*map(len, texts)), subject.feature(row.view.picture)
+    length, amounts = math.lcm(*map(len, texts)), subject.feature(row.view.variant)
     weights = (amounts / amounts.sum().clamp(min=1e-6)).to(text)
     return sum(weight * _repeated(each, length) for weight, each in zip(weights, texts, strict=True))
 

@@ -86,7 +86,7 @@ class AdapterRun:
         changed = [subject for subject in self.numbers if subject in self.adapters.parts]
         for subject in changed:
             for row, amount in zip(rows, amounts, strict=True):
-                amount[self.adapters.parts[subject]] = subject.feature(row.view.picture) * self.strength
+                amount[self.adapters.parts[subject]] = subject.feature(row.view.variant) * self.strength
         if changed:
             parts = [self.adapters.parts[subject] for subject in changed]
             numbers = [self.numbers[subject] for subject in changed]

@@ -19,7 +19,7 @@ ROWS_KEPT = 16
 class LearnedRun:
     """Experts and routers that were trained beside the prior, in a run of `pictures` latents (h, w).
 
-    levels: the noise level of every step with MoA at work.
+    cut_from: the noise level at which sparse routing begins.
     """
 
     def __init__(
@@ -27,14 +27,14 @@ class LearnedRun:
         mixture: Mixture,
         pictures: int,
         size: tuple[int, int],
-        levels: Sequence[float],
+        cut_from: float,
         strength: float,
         sparse: bool,
         call_type: type[UNetCall] = UNetCall,
     ):
         """call_type: a baseline's."""
         self.mixture, self.strength, self.size, self.call_type = mixture, strength, size, call_type
-        self.area = SubjectArea(pictures, size, levels, mixture.config.blocks) if sparse else None
+        self.area = SubjectArea(pictures, size, cut_from, mixture.config.blocks) if sparse else None
         self._bound: dict[tuple, BoundTokens | None] = {}
 
     def call(

@@ -54,13 +54,13 @@ class BoundTokens:
             for position, subject in row.places(context.shape[1])
             if subject.adapter is None
         ]
-        tokens = cls.stack([(n, position, s.feature(rows[n].view.picture)) for n, position, s in placed])
+        tokens = cls.stack([(n, position, s.feature(rows[n].view.variant)) for n, position, s in placed])
         if tokens is not None:
             if any(subject.weight != 1.0 for _, _, subject in placed):
                 tokens.weights = torch.tensor([subject.weight for _, _, subject in placed])
             if any(subject.area is not None for _, _, subject in placed):
                 views = [rows[n].view for n, *_ in placed]
-                shown = [v.cut(s.area_in(v.picture, size), latents) for v, (*_, s) in zip(views, placed, strict=True)]
+                shown = [v.cut(s.area_in(v.variant, size), latents) for v, (*_, s) in zip(views, placed, strict=True)]
                 tokens.areas = torch.stack(shown)
                 tokens.slots = (tokens.rows[:, None] == tokens.rows[None]).tril(-1).sum(dim=1)
                 tokens.most = int(tokens.slots.max()) + 1

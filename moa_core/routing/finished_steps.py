@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 Place = tuple[int, slice, slice]
@@ -28,6 +29,14 @@ class FinishedSteps:
     def level(self) -> float | None:
         """Of the calls under way; None between steps."""
         return self._level
+
+    @property
+    def planes(self) -> int:
+        return len(self._means)
+
+    @property
+    def nbytes(self) -> int:
+        return self._means.nbytes + self._calls.nbytes + self._levels.nbytes
 
     def begin(self, level: float) -> bool:
         """Note the level of the calls to come; whether that finished another one, so that the mean has changed.
@@ -56,6 +65,14 @@ class FinishedSteps:
         self._sums, self._calls = None, np.zeros_like(self._calls)
         return True
 
+    def goes_on(self, plane: int, other: FinishedSteps, theirs: int) -> None:
+        """Begin a plane with what another run's has seen, scaled to this one's size."""
+        means, levels, size = other._means[theirs], other._levels[theirs], self._means.shape[1:]
+        if means.shape != size:
+            levels = _scaled(levels, size, "nearest")
+            means = levels * _scaled(other.mean[theirs], size, "bilinear")
+        self._means[plane], self._levels[plane] = means, levels
+
     @property
     def mean(self) -> np.ndarray:
         """[planes, h, w]; 0 where nothing was seen."""
@@ -65,3 +82,7 @@ class FinishedSteps:
     def seen(self) -> np.ndarray:
         """bool [planes, h, w]: what any finished step has shown."""
         return self._levels > 0
+
+
+def _scaled(plane: np.ndarray, size: tuple[int, int], mode: str) -> np.ndarray:
+    return F.interpolate(torch.from_numpy(plane)[None, None], size, mode=mode)[0, 0].numpy()

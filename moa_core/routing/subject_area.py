@@ -6,7 +6,6 @@ those that the router loss leaves out stay open everywhere. Their mean over the 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -20,7 +19,7 @@ from ..subjects.view import View
 from .finished_steps import FinishedSteps
 
 OPENING = 0.25
-"""Part of the steps, at the beginning, in which nothing is cut: the subjects have not found their places yet."""
+"""Part of the timesteps, at the beginning, in which nothing is cut: the subjects have not found their places yet."""
 CONTRAST = 0.05
 """Shares that differ by less than this over a picture tell nothing apart."""
 
@@ -73,10 +72,13 @@ def two_classes(shares: Tensor) -> Tensor:
     return torch.full_like(shares, float(shares.mean() > 0.75)) if cut is None else (shares >= cut).float()
 
 
-def level_after(part: float, levels: Sequence[float]) -> float:
-    """The noise level of the first step after that part of the steps, rounded up; -inf where none is left."""
-    first = math.ceil(part * len(levels))
-    return sorted(levels, reverse=True)[first] if first < len(levels) else -math.inf
+def opening_end(first: float, last: float = 0.0) -> float:
+    """The timestep at which the opening of a sampling from timestep `first` to `last` is over.
+
+    By timesteps and not by steps, as a sampling may be cut into runs of which none knows the others' steps; half a
+    timestep early, so that no rounding of a step's timestep decides.
+    """
+    return first - OPENING * (first - last) + 0.5
 
 
 @dataclass(frozen=True)
@@ -115,24 +117,22 @@ class RowsArea:
 class SubjectArea:
     """The subject area of every picture of one sampling run, as its finished steps show it."""
 
-    def __init__(self, pictures: int, size: tuple[int, int], levels: Sequence[float], blocks: Iterable[Address]):
-        """size: (h, w) of the latents; levels: the noise level (sigma or timestep) of every step with MoA at work;
+    def __init__(self, pictures: int, size: tuple[int, int], cut_from: float, blocks: Iterable[Address]):
+        """size: (h, w) of the latents; cut_from: the noise level (sigma or timestep) at which the opening is over;
         blocks: the U-Net's, in order.
         """
         self.size, self.pictures, self.blocks = size, pictures, list(blocks)
-        self._cut_from = level_after(OPENING, levels)
-        self._shares = FinishedSteps(pictures, size)
+        self.cut_from = cut_from
+        self.steps = FinishedSteps(pictures, size)
         self._area: np.ndarray | None = None
         self._rows: dict[tuple, RowsArea] = {}
         self._sizes: dict[torch.Size, set[tuple[int, int]]] = {}  # of the layers that calls of that size meet
 
     def at(self, level: float, views: Sequence[View], like: Tensor) -> RowsArea | None:
         """Where the rows like [B, C, h, w] of a call at this level may ask the expert; None: everywhere."""
-        if self._shares.begin(level):
-            shares, seen = self._shares.mean, self._shares.seen
-            self._area = np.stack([_area(*picture) for picture in zip(shares, seen, strict=True)])
-            self._rows.clear()
-        if self._area is None or level > self._cut_from or not all(self._holds(view, like) for view in views):
+        if self.steps.begin(level):
+            self._find()
+        if self._area is None or level > self.cut_from or not all(self._holds(view, like) for view in views):
             return None
         key = (tuple(views), like.shape)
         if key not in self._rows:
@@ -151,7 +151,22 @@ class SubjectArea:
         self._sizes.setdefault(size, set()).update(tuple(share.shape[1:]) for share in shares.values())
         maps = mean_share(shares, tuple(size), self.blocks)
         for row, view in views.items():
-            self._shares.add(view.within(self.size), maps[row])
+            self.steps.add(view.within(self.size), maps[row])
+
+    def goes_on_from(self, others: Sequence[tuple[FinishedSteps, int]], cut_from: float) -> None:
+        """Begin each picture with what another run has seen of it, given with its number there.
+
+        cut_from: the noise level at which their opening was over.
+        """
+        for picture, (steps, theirs) in enumerate(others):
+            self.steps.goes_on(picture, steps, theirs)
+        self.cut_from = cut_from
+        self._find()
+
+    def _find(self) -> None:
+        shares, seen = self.steps.mean, self.steps.seen
+        self._area = np.stack([_area(*picture) for picture in zip(shares, seen, strict=True)])
+        self._rows.clear()
 
     def _holds(self, view: View, like: Tensor) -> bool:
         return view.picture < self.pictures and view.fits(self.size, like)

@@ -32,6 +32,10 @@ Layout = tuple[tuple[tuple[Address, str], tuple[int, int]], ...]
 """The layers of a call and their sizes (h, w), in order."""
 
 
+Recorded = tuple[int, Layout, tuple[int, ...]]
+"""What calls whose shares are summed have in common: bin, layout and pictures."""
+
+
 @dataclass
 class CallSums:
     """Calls of one bin, layout and set of pictures: summed shares [B, pixels of all layers], and how many calls."""
@@ -48,7 +52,8 @@ class Trace:
         self.latent_shape = latent_shape
         """(h, w) of the sampled latents."""
         self._blocks = list(blocks)
-        self._records: dict[tuple[int, Layout, tuple[int, ...]], CallSums] = {}  # by bin, layout and pictures
+        self._records: dict[Recorded, CallSums] = {}
+        self._before: list[tuple[Recorded, CallSums]] = []  # of the runs that this one goes on from
 
     def add(
         self, timestep: float, shares: Mapping[tuple[Address, str], Tensor], pictures: Sequence[int] | None = None
@@ -70,13 +75,26 @@ class Trace:
         else:
             self._records[key] = CallSums(values)
 
+    def goes_on_from(self, others: Sequence[tuple[Trace, int]]) -> None:
+        """Begin each picture with what another trace, of latents of the same size, has of it, and its number there."""
+        for picture, (trace, theirs) in enumerate(others):
+            for (bin, layout, pictures), record in trace._all():
+                rows = [row for row, number in enumerate(pictures) if number == theirs]
+                if rows:
+                    own = CallSums(record.total[rows].sum(dim=0, keepdim=True), record.calls * len(rows))
+                    self._before.append(((bin, layout, (picture,)), own))
+
     def __bool__(self) -> bool:
-        return bool(self._records)
+        return bool(self._all())
+
+    @property
+    def nbytes(self) -> int:
+        return sum(record.total.nbytes for _, record in self._all())
 
     @property
     def layers(self) -> list[tuple[Address, str]]:
         """(address, attention) of every recorded layer, in the order of the forward pass."""
-        met = {layer for _, layout, _ in self._records for layer, _ in layout}
+        met = {layer for (_, layout, _), _ in self._all() for layer, _ in layout}
         return sorted(met, key=lambda layer: (layer[0].order, layer[1]))
 
     @property
@@ -107,17 +125,20 @@ class Trace:
         for record in self._records.values():
             record.total = record.total.cpu()
 
+    def _all(self) -> list[tuple[Recorded, CallSums]]:
+        return [*self._before, *self._records.items()]
+
     def _bins(self) -> list[int]:
-        return sorted({bin for bin, _, _ in self._records}, reverse=True)
+        return sorted({bin for (bin, _, _), _ in self._all()}, reverse=True)
 
     def _gather(self, layer: tuple[Address, str]) -> tuple[Tensor, Tensor]:
         """One layer's summed shares [B, bins, h, w] at its largest size, and of how many calls [B, bins, 1, 1]."""
         bins = self._bins()
-        batch = 1 + max(picture for _, _, pictures in self._records for picture in pictures)
-        sizes = {size for _, layout, _ in self._records for other, size in layout if other == layer}
+        batch = 1 + max(picture for (_, _, pictures), _ in self._all() for picture in pictures)
+        sizes = {size for (_, layout, _), _ in self._all() for other, size in layout if other == layer}
         largest = max(sizes, key=lambda size: size[0] * size[1])
         total, calls = torch.zeros(batch, len(bins), *largest), torch.zeros(batch, len(bins), 1, 1)
-        for (bin, layout, pictures), record in self._records.items():
+        for (bin, layout, pictures), record in self._all():
             start = 0
             for other, (height, width) in layout:
                 if other == layer:

@@ -6,7 +6,6 @@ Adapters have no router of their own and are routed by this.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Collection, Mapping, Sequence
 from functools import cache
 
@@ -66,13 +65,19 @@ class WordRouter:
     Before the first step is finished, shares are those of the scouting, or of the run that this one goes on from.
     """
 
-    def __init__(self, subjects: Sequence[Subject], pictures: int, size: tuple[int, int]):
-        """size: (h, w) of the latents."""
+    def __init__(
+        self,
+        subjects: Sequence[Subject],
+        pictures: int,
+        size: tuple[int, int],
+        numbers: Sequence[int] | None = None,
+    ):
+        """size: (h, w) of the latents. numbers: of the pictures, where they were taken out of a larger batch."""
         self.subjects, self.pictures, self.size = list(subjects), pictures, size
         self._number = {subject: number for number, subject in enumerate(subjects)}
-        self._maps = FinishedSteps(len(self.subjects) * pictures, size)
+        self.steps = FinishedSteps(len(self.subjects) * pictures, size)
         self._areas = [
-            None if s.area is None else torch.stack([s.area_in(picture, size) for picture in range(pictures)])
+            None if s.area is None else torch.stack([s.area_in(number, size) for number in numbers or range(pictures)])
             for s in subjects
         ]
         self._shares: Tensor | None = None
@@ -81,9 +86,9 @@ class WordRouter:
 
     def begin(self, level: float) -> None:
         """Note the level of the calls to come. Waits for the device when it is a new one, and never afterwards."""
-        if level != self._maps.level:
+        if level != self.steps.level:
             self._join_parts()
-        if self._maps.begin(level):
+        if self.steps.begin(level):
             self._shares = None
 
     def at(self, level: float) -> Tensor:
@@ -94,23 +99,26 @@ class WordRouter:
     def last(self) -> Tensor:
         """The shares [S, P, h, w] as all finished steps show them, on the CPU."""
         if self._shares is None:
-            self._shares = self._shares_of(self._maps)
+            self._shares = self._shares_of(self.steps)
         return self._shares
 
     def finish(self) -> None:
         """Note that the run is over: its last step counts as well."""
         self._join_parts()
-        if self._maps.finish():
+        if self.steps.finish():
             self._shares = None
 
     @property
     def is_blind(self) -> bool:
         """Whether anybody's place has to be found and nothing is known of it yet."""
-        return any(map(self.reads, self.subjects)) and not self._maps.seen.any()
+        return any(map(self.reads, self.subjects)) and not self.steps.seen.any()
 
-    def goes_on_from(self, other: WordRouter) -> None:
-        """Begin with what another router of the same subjects and size has found."""
-        self._maps = copy.deepcopy(other._maps)
+    def goes_on_from(self, others: Sequence[tuple[FinishedSteps, int]]) -> None:
+        """Begin each picture with what another router of the same subjects has seen of it, and its number there."""
+        for picture, (steps, theirs) in enumerate(others):
+            pictures = steps.planes // max(len(self.subjects), 1)
+            for number in range(len(self.subjects)):
+                self.steps.goes_on(number * self.pictures + picture, steps, number * pictures + theirs)
         self._shares = None
 
     def reads(self, subject: Subject) -> bool:
@@ -148,7 +156,7 @@ class WordRouter:
         means = torch.cat([shown.flatten(1) for *_, shown in parts], dim=1).mean(dim=1).clamp(min=1e-8)
         for rows, columns, shown in parts:
             relative = (shown / means[:, None, None]).mean(dim=0)
-            self._maps.add((number * self.pictures + picture, rows, columns), relative)
+            self.steps.add((number * self.pictures + picture, rows, columns), relative)
 
     def _shares_of(self, steps: FinishedSteps) -> Tensor:
         shape = (len(self.subjects), self.pictures, *self.size)

@@ -15,9 +15,16 @@ class View:
     """What a row of a U-Net call shows."""
 
     picture: int
-    """Its index in the batch."""
+    """Its index in the batch that is sampled."""
     box: tuple[int, int, int, int] | None = None
     """(top, left, height, width) in latent pixels; None: the whole picture."""
+    number: int | None = None
+    """Its index in the batch that the sampled one was taken out of; None: the same."""
+
+    @property
+    def variant(self) -> int:
+        """Which of a subject's variants it shows."""
+        return self.picture if self.number is None else self.number
 
     def within(self, size: tuple[int, int]) -> tuple[int, slice, slice]:
         """The index of what is shown in [P, h, w]."""

@@ -113,7 +113,7 @@ def test_comfyui_and_diffusers_agree_on_words_shares_and_pictures(host, loaded, 
     theirs = calls(model, conditioning, inputs, sigmas)
 
     blocks = block_shapes(unet.state_dict())
-    run = image_run(ours_mixture, people, blocks, pictures=2, levels=timesteps.tolist())
+    run = image_run(ours_mixture, people, blocks, pictures=2)
     wrapped = MoAUNet(unet, None)
     rows = [Row(View(n), tuple(Binding(b.position, b.subject) for b in bound), 77, True) for n in range(2)]
     contexts = context.expand(2, -1, -1)

@@ -349,7 +349,7 @@ def test_comfyui_and_diffusers_agree(host, loaded, toy_base):
     ours = [Subject(torch.ones(1, 1), "man", "man", area=area) for area in (left, right)]
     files = [read_lora(unet, host.base / "models/loras" / name) for name in names]
     adapters = Adapters({}, {ours[0]: [0], ours[1]: [1]}, deltas_of(unet, files))
-    run = Run(ours, 2, (16, 16), timesteps.tolist(), block_shapes(unet.state_dict()), adapters=adapters)
+    run = Run(ours, 2, (16, 16), 0.0, block_shapes(unet.state_dict()), adapters=adapters)
     bindings = tuple(Binding(place, subject) for place, subject in zip((5, 60), ours, strict=True))
     rows = [Row(View(n), bindings, 77, True, (OwnText(ours[1], (own,)),)) for n in range(2)]
     wrapped, contexts = MoAUNet(unet, None), context.expand(2, -1, -1)

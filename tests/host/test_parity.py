@@ -58,7 +58,7 @@ def test_comfyui_and_diffusers_agree(host, toy_base, shape):
 
     from moa_core.learned.moa import MoA, MoAConfig
     from moa_core.learned.unet_call import BoundTokens, UNetCall
-    from moa_core.routing.subject_area import SubjectArea
+    from moa_core.routing.subject_area import SubjectArea, opening_end
     from moa_core.subjects.subject import Subject
     from moa_core.subjects.view import View
     from toy_world.shape import IMAGE_ENCODER
@@ -107,7 +107,7 @@ def test_comfyui_and_diffusers_agree(host, toy_base, shape):
         patched = model.clone()
         hooks.MoAHooks([subject], sparse=sparse, learned=host_moa.mixture).attach(patched, mixture)
         ours = calls(patched, conditioning, inputs, sigmas)
-        area = SubjectArea(batch, (size, size), timesteps.tolist(), moa.config.blocks) if sparse else None
+        area = SubjectArea(batch, (size, size), opening_end(timesteps[0].item()), moa.config.blocks) if sparse else None
         for x, timestep, our in zip(inputs, timesteps, ours, strict=True):
             where = area and area.at(float(timestep), views, x)
             call = UNetCall(moa.mixture, contexts, timestep.expand(batch), rows, area=where)

@@ -14,6 +14,7 @@ from moa_core.adapters.ip_adapter_file import IPAdapter
 from moa_core.adapters.run import Adapters
 from moa_core.address import block_shapes
 from moa_core.learned.moa import MoA
+from moa_core.routing.subject_area import opening_end
 from moa_core.routing.trace import Trace
 from moa_core.run import Call, Run
 from moa_core.subjects.binding import Binding, OwnText
@@ -94,23 +95,26 @@ class MoAPipeline:
         start, end = words[occurrence].span()
         return OwnText(subject, (self.encode_prompt(prompt[:start] + trigger + prompt[end:]),))
 
-    def _run(self, subjects: list[Subject], batch: int, side: int, levels: list[float], strength: float, sparse: bool):
+    def _run(
+        self, subjects: list[Subject], batch: int, side: int, timesteps: list[float], strength: float, sparse: bool
+    ):
         adapters = self.adapters
         if isinstance(self.moa, IPAdapter):
             own = {} if adapters is None else adapters.images
             photos = {s: self.moa.mixture for s in subjects if adapters is None or s not in adapters.subjects}
             adapters = Adapters({**own, **photos}, adapters.parts if adapters else {}, adapters and adapters.deltas)
+        learned_from = self.timesteps - 0.5
         return Run(
             subjects,
             batch,
             (side, side),
-            levels,
+            opening_end(max((t for t in timesteps if t <= learned_from), default=0.0)),
             self.blocks,
             strength,
             sparse,
             self.learned,
             adapters,
-            learned_from=self.timesteps - 0.5,
+            learned_from=learned_from,
             call_type=self.unet.call_type,
         )
 
