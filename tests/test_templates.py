@@ -1,10 +1,12 @@
 """The shared workflows name the packs that their nodes come from, so that a ComfyUI without them can say which."""
 
+import re
+
 import pytest
 import tomlkit
 
 from training.comfyui import NAME, PACK
-from training.comfyui.templates import NAMES, NOTES, read
+from training.comfyui.templates import NAMES, NEEDS_FILES, NOTES, read
 
 project = tomlkit.parse((PACK / "pyproject.toml").read_text(encoding="utf-8"))
 
@@ -20,3 +22,18 @@ def test_every_node_of_a_template_names_its_pack_and_version(name):
     nodes = [node for node in read(name)["nodes"] if node["type"] not in NOTES]
     named = {node["type"]: (node["properties"].get("cnr_id"), node["properties"].get("ver")) for node in nodes}
     assert named == {kind: ours if kind.startswith("MoA") else core for kind in named}
+
+
+FOLDERS = {"CheckpointLoaderSimple": "checkpoints", "CLIPVisionLoader": "clip_vision", "MoAFromIPAdapter": "ipadapter"}
+"""Where the loaders of published files look."""
+
+
+@pytest.mark.parametrize("name", sorted(NEEDS_FILES))
+def test_a_template_says_where_the_files_come_from_that_it_needs(name):
+    loaders = [node for node in read(name)["nodes"] if node["type"] in FOLDERS]
+    assert loaders
+    for node in loaders:
+        (model,) = node["properties"]["models"]
+        assert (model["name"], model["directory"]) == (node["widgets_values"][0], FOLDERS[node["type"]])
+        assert re.fullmatch(r"[^/]+\.safetensors", model["name"])  # the frontend offers no others, and no folders
+        assert re.fullmatch(r"https://huggingface\.co/[^/]+/[^/]+/resolve/main/.+\.safetensors", model["url"])

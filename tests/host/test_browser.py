@@ -186,6 +186,24 @@ def test_a_blueprint_is_found_like_a_node_and_holds_its_own(page, name):
     assert [c for c in page.complaints if any(name in c for name in OURS)] == []
 
 
+def test_a_template_offers_the_files_that_it_needs(page, tmp_path):
+    load(page, "Your photo, your checkpoint")
+    page.get_by_test_id("error-overlay-see-errors").click()
+    rows = page.get_by_test_id("missing-model-importable-rows")
+    rows.wait_for()
+    screenshot(page, tmp_path / "offered.png")
+    page.context.route("https://huggingface.co/**", lambda route: route.fulfill(body="a file"))
+    loaders = [n for n in read("Your photo, your checkpoint")["nodes"] if "models" in n["properties"]]
+    opened = []
+    for node, button in zip(loaders, rows.get_by_role("button", name="Download").all(), strict=True):
+        assert rows.get_by_text(node["widgets_values"][0], exact=True).is_visible()
+        with page.expect_popup() as popup:
+            button.click()
+        opened.append(popup.value.url)
+        popup.value.close()
+    assert opened == [node["properties"]["models"][0]["url"] for node in loaders]
+
+
 def test_the_help_of_every_node_is_a_page_with_a_picture(browser, fresh_server, tmp_path):
     page = new_page(browser, fresh_server)  # where no node of another test still hangs on the mouse
     load(page, "One person")  # anything, for the canvas
