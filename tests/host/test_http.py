@@ -2,6 +2,7 @@
 
 import copy
 import io
+import re
 
 import numpy as np
 import pytest
@@ -10,7 +11,15 @@ from conftest import unsaturated
 from PIL import Image
 
 from toy_world.shape import IMAGE_SIZE
-from training.comfyui import NAME, Server, find_comfyui, make_base_directory
+from training.comfyui import NAME, PACK, Server, find_comfyui, make_base_directory
+
+LANGUAGES = sorted(path.name for path in (PACK / "locales").iterdir())
+LITERALS = re.compile(
+    r"(?<= ')[^']+(?=')"  # an example
+    r"|[\w*.-]*[/_*\d][\w*./-]*\w|\d|\.safetensors"  # a path, a file, an input, a number
+    r"|\b[A-Z]{2,}\b|\b(?:wo)?man\b|\b(?:sparse|dense|linear|slerp)\b"  # a socket, a word of the prompt, a choice
+)
+"""What a tooltip keeps in every language."""
 
 
 def person(path, seed):
@@ -142,14 +151,21 @@ def test_errors_reach_the_user_as_sentences(server):
     assert "Traceback" not in log.split("Starting server")[-1].split("'word' is empty")[-1]
 
 
-def test_chinese_names_and_tooltips_are_served_for_every_node_input_and_output(server):
-    chinese = server.get("/i18n")["zh"]["nodeDefs"]
-    for name, node in server.get("/object_info").items():
-        if not node["python_module"].endswith(NAME):
-            continue
-        own = chinese[name]
-        assert own["display_name"] and own["description"]
-        assert sorted(own["inputs"]) == sorted(seen_inputs(node)), name
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_names_and_tooltips_are_served_in_every_language_for_every_node_input_and_output(server, language):
+    translated = server.get("/i18n")[language]["nodeDefs"]
+    ours = {name: n for name, n in server.get("/object_info").items() if n["python_module"].endswith(NAME)}
+    assert sorted(translated) == sorted(ours)
+    for name, node in ours.items():
+        own = translated[name]
+        tooltips = {key: options[0]["tooltip"] for key, (_, *options) in seen_inputs(node).items()}
+        assert sorted(own["inputs"]) == sorted(tooltips), name
         assert sorted(own["outputs"]) == [str(i) for i in range(len(node["output"]))], name
-        assert all(text["tooltip"] for text in (*own["inputs"].values(), *own["outputs"].values()))
         assert all(node["output_tooltips"]), name
+        pairs = [(node["display_name"], own["display_name"]), (node["description"], own["description"])]
+        pairs += [(text, own["inputs"][key]["tooltip"]) for key, text in tooltips.items()]
+        pairs += [(text, own["outputs"][str(i)]["tooltip"]) for i, text in enumerate(node["output_tooltips"])]
+        for english, there in pairs:
+            assert there.strip() and there != english, f"{name}: {english}"
+            lost = {literal for literal in LITERALS.findall(english) if literal not in there}
+            assert not lost, f"{name}: {there}"
