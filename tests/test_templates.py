@@ -37,3 +37,15 @@ def test_a_template_says_where_the_files_come_from_that_it_needs(name):
         assert (model["name"], model["directory"]) == (node["widgets_values"][0], FOLDERS[node["type"]])
         assert re.fullmatch(r"[^/]+\.safetensors", model["name"])  # the frontend offers no others, and no folders
         assert re.fullmatch(r"https://huggingface\.co/[^/]+/[^/]+/resolve/main/.+\.safetensors", model["url"])
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if "linearData" in read(name)["extra"]])
+def test_an_app_asks_for_widgets_that_are_there_and_shows_saved_pictures(name):
+    nodes = {str(node["id"]): node for node in read(name)["nodes"]}
+    app = read(name)["extra"]["linearData"]
+    labels = []
+    for node, widget in app["inputs"]:
+        (slot,) = [slot for slot in nodes[node]["inputs"] if slot["name"] == widget and slot["widget"]]
+        labels.append(slot.get("label", widget))
+    assert "prompt" in labels
+    assert [nodes[node]["type"] for node in app["outputs"]] == ["SaveImage"]

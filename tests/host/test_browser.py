@@ -35,7 +35,9 @@ def browser(fresh_server):
 
     settings = fresh_server.base / "user/default/comfy.settings.json"
     settings.parent.mkdir(parents=True, exist_ok=True)
-    settings.write_text('{"Comfy.TutorialCompleted": true}')  # no welcome over the canvas
+    settings.write_text(  # no welcome over the canvas, nor over an app
+        '{"Comfy.TutorialCompleted": true, "Comfy.OnboardingCoachmarks.Seen": ["appMode"]}'
+    )
     with sync_playwright() as play:
         browser = play.chromium.launch(executable_path=find_browser(), args=["--no-sandbox", "--disable-gpu"])
         yield browser
@@ -202,6 +204,24 @@ def test_a_template_offers_the_files_that_it_needs(page, tmp_path):
         opened.append(popup.value.url)
         popup.value.close()
     assert opened == [node["properties"]["models"][0]["url"] for node in loaders]
+
+
+def test_a_template_is_an_app_of_its_prompt_and_people(page, fresh_server, tmp_path):
+    load(page, "Two people")
+    set_widget(page, "KSampler", "steps", 2)
+    page.get_by_role("button", name="Enter app mode").click()
+    app = page.get_by_test_id("linear-widgets")
+    for label in ("who the man is", "who the woman is", "prompt", "seed"):
+        assert app.get_by_text(label, exact=True).is_visible()
+    app.locator("textarea").fill("a man and a woman on a beach")
+    press_run(page, fresh_server)
+    screenshot(page, tmp_path / "app.png")
+    *_, run = fresh_server.get("/history").values()
+    assert "a man and a woman on a beach" in json.dumps(run["prompt"][2])
+    (saved,) = run["outputs"]["8"]["images"]
+    shown = page.get_by_test_id("linear-center-panel").locator(f"img[src*='{saved['filename']}']").first
+    assert shown.evaluate("picture => picture.naturalWidth") == IMAGE_SIZE
+    page.get_by_role("button", name="Enter node graph").click()
 
 
 def test_the_help_of_every_node_is_a_page_with_a_picture(browser, fresh_server, tmp_path):
