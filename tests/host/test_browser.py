@@ -222,6 +222,13 @@ def test_a_template_is_an_app_of_its_prompt_and_people(page, fresh_server, tmp_p
     shown = page.get_by_test_id("linear-center-panel").locator(f"img[src*='{saved['filename']}']").first
     assert shown.evaluate("picture => picture.naturalWidth") == IMAGE_SIZE
     page.get_by_role("button", name="Enter node graph").click()
+    page.evaluate("() => app.graph.clear()")
+    (file,) = fresh_server.pictures(run, "8")
+    page.evaluate(  # as when it is dragged onto the canvas
+        "bytes => app.handleFile(new File([new Uint8Array(bytes)], 'picture.png', {type: 'image/png'}))", list(file)
+    )
+    types = page.evaluate("() => app.graph._nodes.map(node => node.type).sort()")
+    assert types == sorted(node["type"] for node in read("Two people")["nodes"])
 
 
 def test_the_help_of_every_node_is_a_page_with_a_picture(browser, fresh_server, tmp_path):
