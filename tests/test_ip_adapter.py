@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import re
 
 import pytest
 import torch
@@ -12,8 +13,8 @@ from safetensors.torch import save_file
 from sdxl import TINY, added_conditions, sdxl_unet
 
 from moa_core.adapters.image_expert import file_order
-from moa_core.adapters.ip_adapter_file import IPAdapterFileError, load_ip_adapter
-from moa_core.address import Address, block_shapes
+from moa_core.adapters.ip_adapter_file import IPAdapterFileError, load_ip_adapter, vision_model
+from moa_core.address import Address, BlockShape, block_shapes
 from moa_core.attention import attend
 from moa_core.files.file_error import LONGEST_SENTENCE
 from moa_core.subjects.binding import Binding
@@ -204,3 +205,16 @@ def test_a_subject_keeps_its_weight_and_area_through_a_copy():
     area = torch.rand(1, 8, 8)
     subject = Subject(torch.zeros(1, 4), "man", "man", 0.5, area)
     assert dataclasses.replace(subject, word="woman").area is area
+
+
+@pytest.mark.parametrize(
+    ("kind", "width", "found"),
+    [
+        ("base", 1024, "ViT-H-14 .*/IP-Adapter/tree/main/models/image_encoder"),  # ip-adapter_sd15
+        ("base", 1280, "ViT-bigG-14 .*/IP-Adapter/tree/main/sdxl_models/image_encoder"),  # ip-adapter_sdxl
+        ("plus", 1280, "ViT-H-14 .*/IP-Adapter/tree/main/models/image_encoder"),
+    ],
+)
+def test_a_file_says_which_vision_model_it_reads_and_where_that_is(tmp_path, kind, width, found):
+    adapter = load_ip_adapter(written(tmp_path, random_file(kind, [BlockShape(320, 768)], 768, width)))
+    assert re.search(rf"{found}.* {width} wide", vision_model(adapter.projector))

@@ -21,6 +21,9 @@ from .image_tokens import POOLED, ImageTokens, image_tokens
 
 FITTING = "ip-adapter(_light, -plus, -plus-face, -full-face)_sd15 or ip-adapter(-plus, -plus-face)_sdxl(_vit-h)"
 """Files that this pack reads."""
+VIT_H = "CLIP-ViT-H-14 (https://huggingface.co/h94/IP-Adapter/tree/main/models/image_encoder)"
+VIT_BIGG = "CLIP-ViT-bigG-14 (https://huggingface.co/h94/IP-Adapter/tree/main/sdxl_models/image_encoder)"
+"""The CLIP vision models of the published files, and where they are."""
 SDXL, SDXL_TEXT = "SDXL", 2048
 """The family, and how wide its text embedding is."""
 KOLORS_RESAMPLER = 2048
@@ -88,7 +91,7 @@ def save_ip_adapter(adapter: IPAdapter, path: str | os.PathLike, dtype: torch.dt
 def vision_model(projector: ImageTokens) -> str:
     """What CLIP vision model the projector reads, for messages."""
     pooled = projector.reads == POOLED
-    known = {1024: "CLIP-ViT-H-14", 1280: "CLIP-ViT-bigG-14"} if pooled else {1280: "CLIP-ViT-H-14"}
+    known = {1024: VIT_H, 1280: VIT_BIGG} if pooled else {1280: VIT_H}
     output = "image embeddings" if pooled else "hidden states"
     return f"{known.get(projector.width, 'one')} with {output} {projector.width} wide"
 
