@@ -14,8 +14,8 @@ from ..moa_core.routing.trace import TIMESTEPS
 from ..moa_core.subjects.subject import Subject
 from .adapters import adapters_of
 from .clip_binding import bind_subjects
-from .from_ip_adapter import LoadedIPAdapter
 from .host_layers import own_modules, unet_blocks
+from .loaded_ip_adapter import LoadedIPAdapter
 from .loader import LoadedMoA
 from .messages import Message, NodeText
 from .sampling_run import KEY, MoAHooks
@@ -220,7 +220,7 @@ def _check_subject(which: str, subject: Subject, moa: LoadedMoA | LoadedIPAdapte
             f"has another image encoder. Encode the person's picture with '{moa.name}', or load "
             f"'{subject.encoder.moa}' instead"
         )
-    if subject.features.shape[-1] != moa.feature_dim:
+    if not moa.reads(subject.features.shape[-1]):
         raise ValueError(
             f"MoA Patch Model: {which} has features of width {subject.features.shape[-1]}, '{moa.name}' reads "
             f"{moa.feature_dim}. Encode it with the same MoA"
