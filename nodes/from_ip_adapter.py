@@ -8,12 +8,10 @@ from typing import Any
 import comfy.clip_vision
 import comfy.model_management as mm
 import comfy.ops
-import comfy.utils
 import folder_paths
 import torch
 from comfy.model_patcher import CoreModelPatcher
 from comfy_api.latest import io
-from torch import Tensor
 
 from ..moa_core.adapters.ip_adapter_file import (
     IPAdapter,
@@ -24,7 +22,10 @@ from ..moa_core.adapters.ip_adapter_file import (
 )
 from .faces import face_analysis
 from .loaded_ip_adapter import LoadedFaceAdapter, LoadedIPAdapter
+from .pickled_file import read_parts
 from .sockets import CATEGORY, INSIGHTFACE, MOA, SEARCHED
+
+AGAIN = "download it again from h94/IP-Adapter or h94/IP-Adapter-FaceID, as .safetensors where there is one"
 
 
 class MoAFromIPAdapter(io.ComfyNode):
@@ -97,20 +98,5 @@ def _read(name: str, dtype: torch.dtype) -> IPAdapter:
     path = Path(folder_paths.get_full_path_or_raise("ipadapter", name))
     if path.suffix == ".safetensors":
         return load_ip_adapter(path, comfy.ops.manual_cast, dtype)
-    return ip_adapter_of(path.name, _pickled(path), comfy.ops.manual_cast, dtype)
-
-
-def _pickled(path: Path) -> dict[str, Tensor]:
-    """The weights of a file that is a pickle of tensors in two dictionaries, as safetensors names them.
-
-    Raises IPAdapterFileError for one that holds anything else: it could run code.
-    """
-    try:
-        parts = comfy.utils.load_torch_file(str(path), safe_load=True)
-        return {f"{part}.{name}": weight for part, named in parts.items() for name, weight in named.items()}
-    except Exception as error:  # whatever a damaged or a hostile pickle leads to
-        raise IPAdapterFileError(
-            path.name,
-            "is damaged, or a pickle of more than tensors, which could run code and is not read",
-            "download it again from h94/IP-Adapter or h94/IP-Adapter-FaceID, as .safetensors where there is one",
-        ) from error
+    weights = read_parts(path, IPAdapterFileError, AGAIN)
+    return ip_adapter_of(path.name, weights, comfy.ops.manual_cast, dtype)

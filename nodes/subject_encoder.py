@@ -9,6 +9,7 @@ from torch import Tensor
 from ..moa_core.subjects.subject import Subject
 from .faces import face_doubts
 from .loaded_ip_adapter import LoadedIPAdapter
+from .loaded_photomaker import LoadedPhotoMaker
 from .loader import LoadedMoA
 from .messages import NodeText
 from .reference_masks import doubts, reference_masks, subject_area
@@ -33,7 +34,7 @@ class MoASubjectEncoder(io.ComfyNode):
             ),
             search_aliases=["moa subject", "reference image", "encode person", *SEARCHED],
             inputs=[
-                MOA.Input("moa", tooltip="From MoA Loader or MoA From IP-Adapter."),
+                MOA.Input("moa", tooltip="From MoA Loader, MoA From IP-Adapter or MoA From PhotoMaker."),
                 io.Image.Input("image", tooltip="One picture of the person, or a batch of pictures of the same one."),
                 io.String.Input(
                     "word",
@@ -79,7 +80,7 @@ class MoASubjectEncoder(io.ComfyNode):
     @classmethod
     def execute(
         cls,
-        moa: LoadedMoA | LoadedIPAdapter,
+        moa: LoadedMoA | LoadedIPAdapter | LoadedPhotoMaker,
         image: Tensor,
         word: str,
         mask: Tensor | None = None,
@@ -114,6 +115,6 @@ class MoASubjectEncoder(io.ComfyNode):
                 f"Subject Encoder: the features of '{word}' hold NaN or infinite numbers. Either the picture does "
                 f"(connect another), or '{moa.name}' is damaged (download it again)"
             )
-        adapter = moa if isinstance(moa, LoadedIPAdapter) else None
+        adapter = None if isinstance(moa, LoadedMoA) else moa
         subject = Subject(feature, word, word, weight, subject_area(area), moa.encoder, adapter)
         return io.NodeOutput(subject, ui=ui.PreviewImage(torch.stack(shown)))

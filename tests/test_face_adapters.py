@@ -188,6 +188,17 @@ def test_a_file_whose_name_or_lora_says_too_little_is_refused_in_a_sentence(tmp_
         load_ip_adapter(written(tmp_path, weights, f"{name}.safetensors"))
 
 
+@pytest.mark.parametrize(
+    ("name", "faces"), [("ip-adapter-faceid-portrait_sdxl_unnorm", "buffalo_l"), ("InstantID", "antelopev2")]
+)
+def test_the_name_says_whose_faces_an_unnormalized_file_reads(tmp_path, unets, name, faces):
+    """InstantID's adapter has the layout of FaceID portrait unnorm, and the faces of other models."""
+    blocks = block_shapes(unets["toy"].state_dict())
+    weights = random_file("unnorm", [blocks[a] for a in file_order(blocks)], 64)
+    adapter = load_ip_adapter(written(tmp_path, weights, f"{name}.safetensors"))
+    assert adapter.faces == faces and adapter.projector.face == "embedding"
+
+
 @pytest.mark.parametrize(("name", "is_v2"), [("ip-adapter-faceid-plusv2_sd15", True), ("FaceID_Plus_V2", True),
                                              ("ip-adapter-faceid-plus_sd15", False)])  # fmt: skip
 def test_the_name_says_which_version_a_plus_file_is(tmp_path, unets, name, is_v2):

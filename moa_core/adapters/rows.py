@@ -149,9 +149,12 @@ class TextAsk(Ask):
 
 def _own_text(row: Row, subject: Subject, text: Tensor) -> Tensor:
     """What the subject's adapter reads in a row whose prompt is text [T, D]; of several files' the mean, weighted."""
-    known = next((own.texts for own in row.own_texts if own.subject == subject), None)
-    if known is None or not row.positive or all(own is None for own in known):
+    found = next((own for own in row.own_texts if own.subject == subject), None)
+    if found is None or not row.positive or all(own is None for own in found.texts):
         return text
+    known = found.texts
+    if found.of_variants:
+        return known[row.view.picture % len(known)][0].to(text)
     texts = [text if own is None else own[0].to(text) for own in known]
     length, amounts = math.lcm(*map(len, texts)), subject.feature(row.view.variant)
     weights = (amounts / amounts.sum().clamp(min=1e-6)).to(text)

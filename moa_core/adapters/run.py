@@ -30,6 +30,8 @@ class Adapters:
     parts: Mapping[Subject, Sequence[int]]
     """Those that appear by deltas, and the numbers of their parts; two may share one (a FaceID file's)."""
     deltas: Deltas | None = None
+    fused: Collection[Subject] = frozenset()
+    """Of those with deltas the ones whose features are in their own texts (PhotoMaker)."""
 
     @property
     def subjects(self) -> set[Subject]:
@@ -38,9 +40,9 @@ class Adapters:
     def amount(self, subject: Subject, picture: int) -> Tensor | float:
         """How much of each of its parts a subject with deltas has in the picture of that index.
 
-        Its features say it, or, where those are image tokens, its weight.
+        Its features say it, or, where those are image tokens or in its own text, its weight.
         """
-        return subject.weight if subject in self.images else subject.feature(picture)
+        return subject.weight if subject in self.images or subject in self.fused else subject.feature(picture)
 
 
 class AdapterRun:
