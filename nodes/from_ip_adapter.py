@@ -47,7 +47,7 @@ class MoAFromIPAdapter(io.ComfyNode):
                     options=folder_paths.get_filename_list("ipadapter"),
                     tooltip="A file in models/ipadapter, for the family of your checkpoint. SD 1.5: ip-adapter_sd15, "
                     "-plus_sd15, -plus-face_sd15, -full-face_sd15. SDXL: ip-adapter_sdxl, ip-adapter_sdxl_vit-h, "
-                    "-plus_sdxl_vit-h, -plus-face_sdxl_vit-h. Both, for the best likeness and for research only: "
+                    "-plus_sdxl_vit-h, -plus-face_sdxl_vit-h. Both, by the face and for research only: "
                     "ip-adapter-faceid, -plus, -plusv2, -portrait.",
                 ),
                 io.ClipVision.Input(
@@ -59,8 +59,8 @@ class MoAFromIPAdapter(io.ComfyNode):
                 INSIGHTFACE.Input(
                     "insightface",
                     optional=True,
-                    tooltip="For FaceID files: from another pack's insightface loader (buffalo_l). Open: the "
-                    "insightface package, where it is installed.",
+                    tooltip="For FaceID files: from another pack's insightface loader (buffalo_l; for InstantID's "
+                    "adapter antelopev2). Open: the insightface package, where it is installed.",
                 ),
             ],
             outputs=[MOA.Output(tooltip="For Subject Encoder and MoA Patch Model.")],

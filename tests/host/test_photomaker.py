@@ -19,11 +19,18 @@ def of_comfyui(host) -> dict:
 
 
 def random_photomaker(host, unet, seed: int = 0) -> dict[str, dict[str, torch.Tensor]]:
-    """Laid out as photomaker-v1.bin: CLIP ViT-L of one layer, the fusion, a LoRA of the attentions."""
+    """Laid out as photomaker-v1.bin: CLIP ViT-L of one layer, the fusion, a LoRA of the attentions.
+
+    What float16 can say: ComfyUI's own encoder has it in that.
+    """
     random = torch.Generator().manual_seed(seed)
     encoder = {
-        name: (1.0 if "norm" in name and name.endswith("weight") else 0.0)
-        + torch.randn(weight.shape, generator=random) / max(weight.shape[-1:], default=1) ** 0.5
+        name: (
+            (1.0 if "norm" in name and name.endswith("weight") else 0.0)
+            + torch.randn(weight.shape, generator=random) / max(weight.shape[-1:], default=1) ** 0.5
+        )
+        .half()
+        .float()
         for name, weight in of_comfyui(host)["PhotoMakerIDEncoder"]().state_dict().items()
         if not name.endswith("position_ids")
     }
@@ -89,18 +96,22 @@ def close(ours: torch.Tensor, theirs: torch.Tensor, plain: torch.Tensor) -> None
 
 
 def test_over_the_whole_picture_it_is_comfyuis_own_photomaker_and_its_lora(host, sdxl, file, maker):
-    """One photo: the text is that of PhotoMaker Encode, the picture that of Load LoRA with it."""
+    """One photo: the text is what ComfyUI's encoder makes of it, the picture that of Load LoRA with that text."""
+    import comfy.clip_vision
+
     _, model, clip = sdxl
     subject = person(host, maker, 1, area=EVERYWHERE)
     patched, bound = host.patch(model, clip, maker, subject)
     positive, negative, plain = host.prompt(bound, PROMPT), host.prompt(clip, "ugly"), host.prompt(clip, PROMPT)
     loader = host.run("PhotoMakerLoader", "photomaker-v1.bin")[0]
-    theirs = host.run("PhotoMakerEncode", loader, picture(1), clip, "a man photomaker in paris")[0]
-    close(own_text(positive), theirs[0][0].cpu(), plain[0][0])
+    pixels = comfy.clip_vision.clip_preprocess(picture(1))
+    fused = torch.arange(77)[None] == 2  # `man`
+    theirs = loader(pixels[None], plain[0][0].clone(), fused)
+    close(own_text(positive), theirs, plain[0][0])
     assert torch.equal(positive[0][0], plain[0][0])
 
     changed = host.run("LoraLoader", model, clip, "photomaker.safetensors", 1.0, 0.0)[0]
-    theirs = [[theirs[0][0], plain[0][1]]]  # the pooled vector is all people's
+    theirs = [[theirs, plain[0][1]]]  # the pooled vector is all people's
     pictures = [
         host.sample(each, text, negative, steps=2)["samples"]
         for each, text in ((patched, positive), (changed, theirs), (model, plain))
@@ -159,7 +170,8 @@ def test_a_maker_a_lora_and_weights_each_count_and_a_saved_one_is_the_same(host,
     alone = run(man)
     assert (run(man, lora) - alone).abs().max() > 1e-2
     saved = host.nodes["MoASaveSubject"].execute(man, "maker").ui["subjects"][0]["filename"]
-    assert torch.equal(run(host.run("MoALoadSubject", saved)[0]), alone)
+    again = host.run("MoALoadSubject", saved)[0]
+    assert again.encoder == maker.encoder and torch.equal(again.features, man.features)
     plain = host.sample(model, host.prompt(clip, "a man and a woman in paris"), host.prompt(clip, "ugly"), steps=1)
     assert torch.equal(run(person(host, maker, 1, weight=0.0)), plain["samples"])
     morph = host.run("MoASubjectInterpolate", man, person(host, maker, 2, area=left), 0.5, 2, "linear")[0]
