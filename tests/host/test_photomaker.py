@@ -119,7 +119,7 @@ def test_over_the_whole_picture_it_is_comfyuis_own_photomaker_and_its_lora(host,
     effect = (pictures[1] - pictures[2]).abs().max()
     difference = float((pictures[0] - pictures[1]).abs().max() / effect)
     print(f"{difference:.1e} of the effect {effect:.2f}")
-    assert effect > 0.1 and difference < 1e-3
+    assert effect > 0.1 and difference < 1e-4
     loaded = host.run("MoAFromPhotoMaker", "photomaker-v1.safetensors")[0]
     assert loaded.encoder == maker.encoder and loaded.lora.weights.keys() == maker.lora.weights.keys()
 
