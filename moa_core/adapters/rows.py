@@ -154,7 +154,7 @@ def _own_text(row: Row, subject: Subject, text: Tensor) -> Tensor:
         return text
     known = found.texts
     if found.of_variants:
-        return known[row.view.picture % len(known)][0].to(text)
+        return known[row.view.variant % len(known)][0].to(text)
     texts = [text if own is None else own[0].to(text) for own in known]
     length, amounts = math.lcm(*map(len, texts)), subject.feature(row.view.variant)
     weights = (amounts / amounts.sum().clamp(min=1e-6)).to(text)
