@@ -4,6 +4,7 @@ from comfy_api.latest import ComfyExtension, io
 
 from .folders import add_model_folders
 from .from_ip_adapter import MoAFromIPAdapter
+from .from_photomaker import MoAFromPhotoMaker
 from .load_subject import MoALoadSubject
 from .loader import MoALoader
 from .lora_subject import MoALoRASubject
@@ -32,6 +33,7 @@ class MoAExtension(ComfyExtension):
             MoASaveSubject,
             MoALoadSubject,
             MoAToySubject,
+            MoAFromPhotoMaker,
         ]
 
 

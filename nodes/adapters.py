@@ -10,7 +10,8 @@ from comfy.model_patcher import CoreModelPatcher, ModelPatcher
 
 from ..moa_core.adapters.run import Adapters
 from ..moa_core.subjects.subject import Subject
-from .from_ip_adapter import LoadedIPAdapter
+from .loaded_ip_adapter import LoadedIPAdapter
+from .loaded_photomaker import LoadedPhotoMaker
 from .lora_deltas import build_deltas
 from .lora_file import LoRAs
 from .messages import Message
@@ -24,21 +25,25 @@ def adapters_of(
     Raises ValueError for a LoRA that is for another family.
     """
     images = {subject: subject.adapter for subject in subjects if isinstance(subject.adapter, LoadedIPAdapter)}
-    changed = [subject for subject in subjects if isinstance(subject.adapter, LoRAs)]
-    files = [file for subject in changed for file in subject.adapter.files]
-    beside = [loaded.mixture.clone() for loaded in dict.fromkeys(images.values())]
-    if not images and not files:
+    loras = {subject: subject.adapter.files for subject in subjects if isinstance(subject.adapter, LoRAs)}
+    makers = {subject: subject.adapter for subject in subjects if isinstance(subject.adapter, LoadedPhotoMaker)}
+    if not images and not loras and not makers:
         return None, [], []
-    deltas, messages, parts = None, [], {}
-    if files:
-        deltas, messages = build_deltas(model, clip, files)
+    beside = [loaded.mixture.clone() for loaded in dict.fromkeys(images.values())]
+    sources, parts = [], {}
+    for subject, files in loras.items():
+        parts[subject] = list(range(len(sources), len(sources) + len(files)))
+        sources += files
+    with_lora = {subject: loaded for subject, loaded in images.items() if loaded.adapter.changes} | makers
+    for loaded in dict.fromkeys(with_lora.values()):  # one part for all who appear by it: it is the same for each
+        parts |= {subject: [len(sources)] for subject, own in with_lora.items() if own is loaded}
+        sources.append(loaded.lora if isinstance(loaded, LoadedPhotoMaker) else loaded)
+    deltas, messages = None, []
+    if sources:
+        deltas, messages = build_deltas(model, clip, sources)
         beside.append(_patcher(deltas))
-        first = 0
-        for subject in changed:
-            parts[subject] = list(range(first, first + len(subject.adapter.files)))
-            first += len(subject.adapter.files)
     mixtures = {subject: loaded.adapter.mixture for subject, loaded in images.items()}
-    return Adapters(mixtures, parts, deltas), beside, messages
+    return Adapters(mixtures, parts, deltas, frozenset(makers)), beside, messages
 
 
 def _patcher(module) -> ModelPatcher:

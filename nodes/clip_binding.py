@@ -49,7 +49,7 @@ class NotedPrompt(BoundPrompt):
         grown = self.binder.bind([*self.chunks, *appended])
         blended = self._blended(text[:, :own])
         texts = [
-            OwnText(o.subject, tuple(t if t is None else _appended(t, text[:, own:]) for t in o.texts))
+            replace(o, texts=tuple(t if t is None else _appended(t, text[:, own:]) for t in o.texts))
             for o in blended.own_texts
         ]
         return replace(grown, own_texts=tuple(texts))
@@ -61,7 +61,7 @@ class NotedPrompt(BoundPrompt):
         return replace(
             self,
             own_texts=tuple(
-                OwnText(o.subject, tuple(t if t is None or t.shape[1] != len(moved) else t + moved for t in o.texts))
+                replace(o, texts=tuple(t if t is None or t.shape[1] != len(moved) else t + moved for t in o.texts))
                 for o in self.own_texts
             ),
         )

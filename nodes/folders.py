@@ -23,8 +23,7 @@ def add_model_folders() -> None:
         paths, _ = folder_paths.folder_names_and_paths.get(kind, ([], set()))
         folder_paths.folder_names_and_paths[kind] = ([*(p for p in paths if p != folder), folder], {".safetensors"})
     folder_paths.add_model_folder_path(SUBJECTS, saved_subjects())
-    # The folder that other packs for IP-Adapters use: theirs and their kinds of file stay. A .bin is shown, so that the
-    # node can say how to make a .safetensors of it.
+    # The folder that other packs for IP-Adapters use: theirs and their kinds of file stay. FaceID files are .bin.
     own = os.path.join(folder_paths.models_dir, "ipadapter")
     paths, kinds = folder_paths.folder_names_and_paths.get("ipadapter", ([], set()))
     known = [*paths, *([] if own in paths else [own])]

@@ -12,8 +12,11 @@ from comfy.model_patcher import ModelPatcher
 from comfy.weight_adapter import LoRAAdapter
 from torch import Tensor, nn
 
-from ..moa_core.adapters.deltas import Change, Deltas, Difference, LayerDeltas, LowRank
+from ..moa_core.adapters.deltas import Change, Deltas, Difference, LowRank, deltas_of
 from ..moa_core.adapters.layer_hooks import transformer_of
+from ..moa_core.address import Address
+from .host_layers import unet_blocks
+from .loaded_ip_adapter import LoadedIPAdapter
 from .lora_file import LoRAFile
 from .messages import Message
 
@@ -23,29 +26,30 @@ PLACELESS = ("time_embed.", "label_emb.", "emb_layers.")
 
 
 def build_deltas(
-    model: ModelPatcher, clip: comfy.sd.CLIP | None, files: Sequence[LoRAFile]
+    model: ModelPatcher, clip: comfy.sd.CLIP | None, sources: Sequence[LoRAFile | LoadedIPAdapter]
 ) -> tuple[Deltas, list[Message]]:
-    """The n-th file is the n-th part; and what is to be said of what was left out.
+    """Of LoRA files, and of FaceID files that hold one: the n-th is the n-th part; and what is to be said of them.
 
     Raises ValueError for a file that is for another family.
     """
-    unet = model.model.diffusion_model
-    layers: dict[str, dict[int, Change]] = {}
-    messages = []
-    for part, file in enumerate(files):
-        patches = file.model_patches(model, clip)
-        if not patches and not (clip and file.clip_patches(clip)):
-            found = f"its {len(file.weights)} weights fit none of its layers"
-            raise ValueError(_for_another_family(model, file, found))
-        changes, left_out = _changes(model, file, patches)
-        for name, change in changes.items():
-            layers.setdefault(name, {})[part] = change
+    files, messages = [], []
+    for source in sources:
+        if isinstance(source, LoadedIPAdapter):
+            files.append(source.adapter.changes_of(unet_blocks(model), Address.to_ldm, _dtype(model)))
+            continue
+        patches = source.model_patches(model, clip)
+        if not patches and not (clip and source.clip_patches(clip)):
+            found = f"its {len(source.weights)} weights fit none of its layers"
+            raise ValueError(_for_another_family(model, source, found))
+        changes, left_out = _changes(model, source, patches)
+        files.append(changes)
         if left_out:
-            messages.append(_left_out(file, left_out))
-    built = {
-        name: LayerDeltas(unet.get_submodule(name), parts, comfy.ops.manual_cast) for name, parts in layers.items()
-    }
-    return Deltas(built, len(files)).eval(), messages
+            messages.append(_left_out(source, left_out))
+    return deltas_of(model.model.diffusion_model, files, comfy.ops.manual_cast), messages
+
+
+def _dtype(model: ModelPatcher) -> torch.dtype:
+    return model.model.manual_cast_dtype or model.model_dtype()
 
 
 def _changes(model: ModelPatcher, file: LoRAFile, patches: dict) -> tuple[dict[str, Change], list[str]]:
@@ -76,7 +80,7 @@ def _change(model: ModelPatcher, file: LoRAFile, key: str, patch) -> Change | No
 
     Raises ValueError for matrices of another family's layers.
     """
-    shape, dtype = model.get_model_object(key).shape, model.model.manual_cast_dtype or model.model_dtype()
+    shape, dtype = model.get_model_object(key).shape, _dtype(model)
     if isinstance(patch, LoRAAdapter) and all(other is None for other in patch.weights[3:]):
         up, down, alpha = patch.weights[:3]
         if (len(up), down[0].numel()) != (shape[0], shape[1:].numel()):

@@ -14,14 +14,18 @@ from ..moa_core.routing.trace import TIMESTEPS
 from ..moa_core.subjects.subject import Subject
 from .adapters import adapters_of
 from .clip_binding import bind_subjects
-from .from_ip_adapter import LoadedIPAdapter
 from .host_layers import own_modules, unet_blocks
+from .loaded_ip_adapter import LoadedIPAdapter
+from .loaded_photomaker import LoadedPhotoMaker
 from .loader import LoadedMoA
 from .messages import Message, NodeText
 from .sampling_run import KEY, MoAHooks
 from .sockets import CATEGORY, MOA, MOA_SUBJECT, SEARCHED
 from .text_towers import text_towers
 
+OTHERS = (LoadedIPAdapter, LoadedPhotoMaker)
+"""MOAs that others have trained: their subjects carry them along."""
+AnyMoA = LoadedMoA | LoadedIPAdapter | LoadedPhotoMaker
 MOST_SUBJECTS = 8
 NO_SUBJECT = Message(
     "No subject is connected: MoA adds nobody.", "Connect a Subject Encoder or a LoRA Subject to MoA Patch Model."
@@ -52,7 +56,8 @@ class MoAPatchModel(io.ComfyNode):
                 MOA.Input(
                     "moa",
                     optional=True,
-                    tooltip="From MoA Loader or MoA From IP-Adapter. LoRA subjects alone need none.",
+                    tooltip="From MoA Loader, MoA From IP-Adapter or MoA From PhotoMaker. LoRA subjects alone need "
+                    "none.",
                 ),
                 io.Autogrow.Input(
                     "subjects",
@@ -114,7 +119,7 @@ class MoAPatchModel(io.ComfyNode):
         cls,
         model: ModelPatcher,
         clip: comfy.sd.CLIP,
-        moa: LoadedMoA | LoadedIPAdapter | None = None,
+        moa: AnyMoA | None = None,
         subjects: dict | None = None,
         strength: float = 1.0,
         start_percent: float = 0.0,
@@ -129,7 +134,7 @@ class MoAPatchModel(io.ComfyNode):
         sockets = sorted(connected)  # there may be gaps: a Subject Encoder between others is muted
         people = [_with_adapter(f"subject{n} ('{connected[n].name}')", connected[n], moa) for n in sockets]
         chosen = [who.twin() if who in people[:n] else who for n, who in enumerate(people)]
-        for used in dict.fromkeys([moa, *(s.adapter for s in chosen if isinstance(s.adapter, LoadedIPAdapter))]):
+        for used in dict.fromkeys([moa, *(s.adapter for s in chosen if isinstance(s.adapter, OTHERS))]):
             if used is not None:
                 _check_fit(model, clip, used)
         _check_unet(model, clip)
@@ -162,7 +167,7 @@ class MoAPatchModel(io.ComfyNode):
         return io.NodeOutput(patched, bound)
 
 
-def _with_adapter(which: str, subject: Subject, moa: LoadedMoA | LoadedIPAdapter | None) -> Subject:
+def _with_adapter(which: str, subject: Subject, moa: AnyMoA | None) -> Subject:
     """The subject as this MODEL is to show it; one that carries no adapter appears by the MOA that is connected.
 
     Raises a ValueError where there is none, or another one than the subject was made with.
@@ -175,7 +180,7 @@ def _with_adapter(which: str, subject: Subject, moa: LoadedMoA | LoadedIPAdapter
             f"({'not known' if subject.encoder is None else subject.encoder.moa}); LoRA subjects alone need none"
         )
     _check_subject(which, subject, moa)
-    return replace(subject, adapter=moa) if isinstance(moa, LoadedIPAdapter) else subject
+    return replace(subject, adapter=moa) if isinstance(moa, OTHERS) else subject
 
 
 def _check_unet(model: ModelPatcher, clip: comfy.sd.CLIP) -> None:
@@ -193,7 +198,7 @@ def _check_unet(model: ModelPatcher, clip: comfy.sd.CLIP) -> None:
         )
 
 
-def _check_fit(model: ModelPatcher, clip: comfy.sd.CLIP, moa: LoadedMoA | LoadedIPAdapter) -> None:
+def _check_fit(model: ModelPatcher, clip: comfy.sd.CLIP, moa: AnyMoA) -> None:
     """Raises a ValueError that names both sides where MoA and model do not fit."""
     found = unet_blocks(model)
     family = type(model.model.model_config).__name__
@@ -212,7 +217,7 @@ def _check_fit(model: ModelPatcher, clip: comfy.sd.CLIP, moa: LoadedMoA | Loaded
         )
 
 
-def _check_subject(which: str, subject: Subject, moa: LoadedMoA | LoadedIPAdapter) -> None:
+def _check_subject(which: str, subject: Subject, moa: AnyMoA) -> None:
     """Raises a ValueError that names both MoAs where another image encoder than this one's made the subject."""
     if subject.encoder is not None and subject.encoder != moa.encoder:
         raise ValueError(
@@ -220,7 +225,7 @@ def _check_subject(which: str, subject: Subject, moa: LoadedMoA | LoadedIPAdapte
             f"has another image encoder. Encode the person's picture with '{moa.name}', or load "
             f"'{subject.encoder.moa}' instead"
         )
-    if subject.features.shape[-1] != moa.feature_dim:
+    if not moa.reads(subject.features.shape[-1]):
         raise ValueError(
             f"MoA Patch Model: {which} has features of width {subject.features.shape[-1]}, '{moa.name}' reads "
             f"{moa.feature_dim}. Encode it with the same MoA"

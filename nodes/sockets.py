@@ -1,9 +1,11 @@
-"""The two socket types of the pack, where its nodes are found, and the word that a subject binds to."""
+"""The socket types of the pack, where its nodes are found, and the word that a subject binds to."""
 
 from comfy_api.latest import io
 
 MOA = io.Custom("MOA")
 MOA_SUBJECT = io.Custom("MOA_SUBJECT")
+INSIGHTFACE = io.Custom("INSIGHTFACE")
+"""Another pack's: its loaders fill it."""
 CATEGORY = "MoA"
 SEARCHED = [
     "mixture of attention",

@@ -6,9 +6,10 @@ import torch
 from comfy_api.latest import io, ui
 from torch import Tensor
 
-from ..moa_core.subjects.reference import show_reference
 from ..moa_core.subjects.subject import Subject
-from .from_ip_adapter import LoadedIPAdapter
+from .faces import face_doubts
+from .loaded_ip_adapter import LoadedIPAdapter
+from .loaded_photomaker import LoadedPhotoMaker
 from .loader import LoadedMoA
 from .messages import NodeText
 from .reference_masks import doubts, reference_masks, subject_area
@@ -33,7 +34,7 @@ class MoASubjectEncoder(io.ComfyNode):
             ),
             search_aliases=["moa subject", "reference image", "encode person", *SEARCHED],
             inputs=[
-                MOA.Input("moa", tooltip="From MoA Loader or MoA From IP-Adapter."),
+                MOA.Input("moa", tooltip="From MoA Loader, MoA From IP-Adapter or MoA From PhotoMaker."),
                 io.Image.Input("image", tooltip="One picture of the person, or a batch of pictures of the same one."),
                 io.String.Input(
                     "word",
@@ -79,7 +80,7 @@ class MoASubjectEncoder(io.ComfyNode):
     @classmethod
     def execute(
         cls,
-        moa: LoadedMoA | LoadedIPAdapter,
+        moa: LoadedMoA | LoadedIPAdapter | LoadedPhotoMaker,
         image: Tensor,
         word: str,
         mask: Tensor | None = None,
@@ -88,23 +89,32 @@ class MoASubjectEncoder(io.ComfyNode):
     ) -> io.NodeOutput:
         word = own_word(word, "Subject Encoder")
         masks = reference_masks(image, mask)
-        NodeText().say(doubts(image, mask, masks, sees_middle=isinstance(moa, LoadedIPAdapter)))
         progress = comfy.utils.ProgressBar(len(image))
-        features, shown = [], []
+        features, shown, seen = [], [], []
         for start in range(0, len(image), PICTURES_AT_ONCE):
             mm.throw_exception_if_processing_interrupted()
             pictures = image[start : start + PICTURES_AT_ONCE, ..., :3]
             own_masks = masks[start : start + PICTURES_AT_ONCE]
             prepared = [moa.prepare(picture, m) for picture, m in zip(pictures, own_masks, strict=True)]
-            shown += map(show_reference, prepared)
-            features.append(moa.encode(torch.stack(prepared)))
+            with_face = [each for each in prepared if each is not None]
+            shown += map(moa.show, with_face)
+            if with_face:
+                features.append(moa.encode(with_face))
+            seen += prepared
             progress.update(len(pictures))
-        feature = torch.cat(features).mean(dim=0, keepdim=True)  # [1, F]
+        NodeText().say(doubts(image, mask, masks, moa.sees_middle) + face_doubts(seen))
+        if not features:
+            raise ValueError(
+                f"Subject Encoder: there is no face in the picture of '{word}'"
+                f"{'' if mask is None else ', or none in the mask'}, and '{moa.name}' knows people by the face. Use a "
+                "photo with the face large and well lit"
+            )
+        feature = moa.together(torch.cat(features))  # [1, F]
         if not feature.isfinite().all():
             raise ValueError(
                 f"Subject Encoder: the features of '{word}' hold NaN or infinite numbers. Either the picture does "
                 f"(connect another), or '{moa.name}' is damaged (download it again)"
             )
-        adapter = moa if isinstance(moa, LoadedIPAdapter) else None
+        adapter = None if isinstance(moa, LoadedMoA) else moa
         subject = Subject(feature, word, word, weight, subject_area(area), moa.encoder, adapter)
         return io.NodeOutput(subject, ui=ui.PreviewImage(torch.stack(shown)))

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from launched_calls import Calls
 from torch import nn
 
-from moa_core.adapters.deltas import Amounts, Deltas, Difference, LayerDeltas, LowRank
+from moa_core.adapters.deltas import Amounts, Deltas, Difference, LayerDeltas, LowRank, deltas_of
 from moa_core.adapters.layer_hooks import deltas_on
 from moa_core.adapters.run import Adapters
 from moa_core.address import block_shapes
@@ -19,7 +19,7 @@ from moa_core.subjects.rows import Row
 from moa_core.subjects.subject import Subject
 from moa_core.subjects.view import View
 from training.host.adapter import MoAUNet
-from training.host.lora import deltas_of, read_lora
+from training.host.lora import read_lora
 from training.host.prior import prior_of
 from training.toy.pretrain.lora import save_lora, with_fresh_lora
 from training.toy.pretrain.low_rank import low_rank_updates

@@ -144,9 +144,8 @@ def test_several_people_are_each_themselves_where_they_are_and_elsewhere_is_the_
 @pytest.mark.parametrize(
     ("change", "found"),
     [
-        (lambda w: {n.replace("image_proj.proj.", "image_proj.proj.0."): v for n, v in w.items()}, "FaceID"),
-        (lambda w: w | {"image_proj.perceiver_resampler.proj_in.weight": torch.zeros(2, 2)}, "FaceID"),
-        (lambda w: w | {"ip_adapter.0.to_q_lora.down.weight": torch.zeros(2, 2)}, "FaceID"),
+        (lambda w: {n.replace("image_proj.proj.", "image_proj.proj.0."): v for n, v in w.items()}, "damaged.*proj.2"),
+        (lambda w: w | {"ip_adapter.0.to_q_lora.down.weight": torch.zeros(2, 2)}, "damaged.*0.to_q_lora.up"),
         (lambda w: w | {"image_proj.latents": torch.zeros(1, 16, 2048)}, "Kolors"),
         (lambda w: w | {"ip_adapter.double_blocks.0.processor.weight": torch.zeros(2, 2)}, "Flux"),
         (lambda w: {n: v for n, v in w.items() if n.startswith("image")}, "expected weights named"),
@@ -163,14 +162,12 @@ def test_other_files_are_refused_in_a_sentence_that_names_the_right_ones(tmp_pat
     assert len(str(refusal.value)) <= LONGEST_SENTENCE and "\n" not in str(refusal.value)
 
 
-def test_damaged_missing_and_pickled_files_say_what_to_do(tmp_path):
+def test_damaged_and_missing_files_say_what_to_do(tmp_path):
     (tmp_path / "cut.safetensors").write_bytes(b"12345")
     with pytest.raises(IPAdapterFileError, match=r"cut\.safetensors.*5 bytes.*download"):
         load_ip_adapter(tmp_path / "cut.safetensors")
     with pytest.raises(IPAdapterFileError, match="models/ipadapter"):
         load_ip_adapter(tmp_path / "none.safetensors")
-    with pytest.raises(IPAdapterFileError, match=r"old\.bin.*\.safetensors.*convert"):
-        load_ip_adapter(tmp_path / "old.bin")
 
 
 SD15_PLACES = {"input": (1, 2, 4, 5, 7, 8), "output": range(3, 12), "middle": (0,)}

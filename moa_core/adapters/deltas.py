@@ -6,7 +6,7 @@ share there. Of all low-rank parts of a layer there are one thin matrix down, th
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -123,6 +123,16 @@ class Deltas(nn.Module):
     def in_the_picture(self) -> list[str]:
         """Names of the layers that read the picture."""
         return [name for name in self._index if not name.endswith(TEXT_LAYERS)]
+
+
+def deltas_of(network: nn.Module, files: Sequence[Mapping[str, Change]], operations: Any = nn) -> Deltas:
+    """Of files' changes by the names of a network's layers: the n-th file is the n-th part."""
+    layers: dict[str, dict[int, Change]] = {}
+    for part, changes in enumerate(files):
+        for name, change in changes.items():
+            layers.setdefault(name, {})[part] = change
+    built = {name: LayerDeltas(network.get_submodule(name), parts, operations) for name, parts in layers.items()}
+    return Deltas(built, len(files)).eval()
 
 
 def _shaped_as(layer: nn.Module, operations: Any, weight: Tensor, bias: Tensor | None = None) -> nn.Module:

@@ -5,8 +5,6 @@ Names of modules are those of the published files. Each class says which output 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor, nn
 
@@ -21,7 +19,10 @@ HEAD = 64
 class ImageTokens(nn.Module):
     """What is common to all kinds: output `reads`, F wide, becomes `count` tokens, each `dim` wide."""
 
-    reads: str
+    reads: str | None
+    """None: no CLIP vision model is asked."""
+    face: str | None = None
+    """Which embedding of a face is read, by insightface's name for it. None: no face is looked for."""
     width: int
     count: int
     dim: int
@@ -56,16 +57,13 @@ class GridTokens(ImageTokens):
         return self.proj(grid)
 
 
-class Resampler(ImageTokens):
-    """`plus`, `plus-face`: learned queries (16) read the picture [P, 257, F] in a few layers -> [P, 16, D]."""
+class Perceiver(nn.Module):
+    """Tokens [P, n, hidden] read a picture [P, N, F] in a few layers -> [P, n, D]."""
 
-    reads = GRID
-
-    def __init__(self, width: int, dim: int, count: int, hidden: int, inner: int, feed_forward: int, depth: int):
+    def __init__(self, width: int, dim: int, hidden: int, inner: int, feed_forward: int, depth: int):
         """inner: channels of all attention heads together."""
         super().__init__()
-        self.width, self.dim, self.count = width, dim, count
-        self.latents = nn.Parameter(torch.zeros(1, count, hidden))
+        self.width, self.dim = width, dim
         self.proj_in = nn.Linear(width, hidden)
         self.layers = nn.ModuleList(
             nn.ModuleList([ResamplerAttention(hidden, inner), _feed_forward(hidden, feed_forward)])
@@ -74,13 +72,26 @@ class Resampler(ImageTokens):
         self.proj_out = nn.Linear(hidden, dim)
         self.norm_out = nn.LayerNorm(dim)
 
-    def forward(self, grid: Tensor) -> Tensor:
-        grid = self.proj_in(grid)  # [P, 257, hidden]
-        tokens = self.latents.expand(len(grid), -1, -1)  # [P, count, hidden]
+    def read(self, tokens: Tensor, grid: Tensor) -> Tensor:
+        grid = self.proj_in(grid)  # [P, N, hidden]
         for read, think in self.layers:
             tokens = tokens + read(tokens, grid)
             tokens = tokens + think(tokens)
         return self.norm_out(self.proj_out(tokens))
+
+
+class Resampler(Perceiver, ImageTokens):
+    """`plus`, `plus-face`: learned queries (16) read the picture [P, 257, F] -> [P, 16, D]."""
+
+    reads = GRID
+
+    def __init__(self, count: int, hidden: int, **shape: int):
+        super().__init__(hidden=hidden, **shape)
+        self.count = count
+        self.latents = nn.Parameter(torch.zeros(1, count, hidden))
+
+    def forward(self, grid: Tensor) -> Tensor:
+        return self.read(self.latents.expand(len(grid), -1, -1), grid)
 
 
 class ResamplerAttention(nn.Module):
@@ -106,29 +117,3 @@ def _feed_forward(hidden: int, width: int) -> nn.Sequential:
     return nn.Sequential(
         nn.LayerNorm(hidden), nn.Linear(hidden, width, bias=False), nn.GELU(), nn.Linear(width, hidden, bias=False)
     )
-
-
-def image_tokens(weights: Mapping[str, Tensor]) -> ImageTokens:
-    """The projector with these weights, of the kind that their names say.
-
-    Raises ValueError for names of no known kind, KeyError or RuntimeError for weights that do not fit together.
-    """
-    if "latents" in weights:
-        tokens = Resampler(
-            width=weights["proj_in.weight"].shape[1],
-            dim=weights["proj_out.weight"].shape[0],
-            count=weights["latents"].shape[1],
-            hidden=weights["latents"].shape[2],
-            inner=weights["layers.0.0.to_q.weight"].shape[0],
-            feed_forward=weights["layers.0.1.1.weight"].shape[0],
-            depth=1 + max(int(name.split(".")[1]) for name in weights if name.startswith("layers.")),
-        )
-    elif "proj.weight" in weights:
-        dim = weights["norm.weight"].shape[0]
-        tokens = PooledTokens(weights["proj.weight"].shape[1], dim)
-    elif "proj.3.weight" in weights:
-        tokens = GridTokens(weights["proj.0.weight"].shape[1], weights["proj.2.weight"].shape[0])
-    else:
-        raise ValueError("the names are of no known kind")
-    tokens.load_state_dict(weights)
-    return tokens.float().eval().requires_grad_(False)

@@ -1,10 +1,11 @@
-"""IP-Adapter files as they are published: image projector, and keys and values of every cross-attention."""
+"""IP-Adapter files as they are published: image projector, keys and values of every cross-attention, maybe a LoRA."""
 
 from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,34 +14,54 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ..address import BlockShape
+from ..address import Address, BlockShape
 from ..files.file_error import COMPARE, FileError, unreadable
 from ..files.whole_file import whole
-from .image_expert import ImageMixture
-from .image_tokens import POOLED, ImageTokens, image_tokens
+from .deltas import LowRank
+from .image_expert import ImageMixture, file_order
+from .image_tokens import POOLED, ImageTokens
+from .projector import FACE_WIDTH, PERCEIVER, image_tokens
 
-FITTING = "ip-adapter(_light, -plus, -plus-face, -full-face)_sd15 or ip-adapter(-plus, -plus-face)_sdxl(_vit-h)"
+FITTING = "an ip-adapter*_sd15 or ip-adapter*_sdxl(_vit-h) of h94/IP-Adapter, or a file of h94/IP-Adapter-FaceID"
 """Files that this pack reads."""
 VIT_H = "CLIP-ViT-H-14 (https://huggingface.co/h94/IP-Adapter/tree/main/models/image_encoder)"
 VIT_BIGG = "CLIP-ViT-bigG-14 (https://huggingface.co/h94/IP-Adapter/tree/main/sdxl_models/image_encoder)"
 """The CLIP vision models of the published files, and where they are."""
+BUFFALO, ANTELOPE = "buffalo_l", "antelopev2"
+"""insightface's sets of models whose embeddings the files read."""
 SDXL, SDXL_TEXT = "SDXL", 2048
 """The family, and how wide its text embedding is."""
 KOLORS_RESAMPLER = 2048
 """Inner width of the Resampler of Kolors, whose text is as wide as SDXL's; SDXL's Resamplers are 1280 wide inside."""
 _LAYER = re.compile(r"(\d+)\.to_([kv])_ip\.weight$")
+_LORA = re.compile(r"(\d+)\.to_(q|k|v|out)_lora\.(down|up)\.weight$")
 
 
 class IPAdapterFileError(FileError):
     """Why an IP-Adapter file is refused."""
 
 
-@dataclass
+@dataclass(eq=False)
 class IPAdapter:
     """What an IP-Adapter file holds."""
 
     mixture: ImageMixture
     projector: ImageTokens
+    changes: Mapping[tuple[int, str], LowRank] = field(default_factory=dict)
+    """The LoRA of a FaceID file: by the number of a transformer, in the file's order, and the layer in it
+    (`attn1.to_q`)."""
+    faces: str = ""
+    """The set of insightface's models whose embedding it reads; empty: none."""
+
+    def changes_of(
+        self, blocks: Mapping[Address, BlockShape], name: Callable[[Address], str], dtype: torch.dtype
+    ) -> dict[str, LowRank]:
+        """What it changes in a U-Net with these blocks, by the host's names of the layers; name: of a transformer."""
+        order = file_order(blocks)
+        return {
+            f"{name(order[place])}.{layer}": LowRank(change.up.to(dtype), change.down.to(dtype))
+            for (place, layer), change in self.changes.items()
+        }
 
     @property
     def family(self) -> str:
@@ -54,27 +75,31 @@ def load_ip_adapter(path: str | os.PathLike, operations: Any = nn, dtype: torch.
     Raises IPAdapterFileError for a file that is damaged or of a kind that this pack does not read.
     """
     path = Path(path)
-    if path.suffix != ".safetensors":
-        raise IPAdapterFileError(
-            path.name,
-            "is a pickle, which can run code and is not read",
-            "get the .safetensors file of its name from where it came from, or convert it (torch.load with "
-            "weights_only=True, then safetensors.torch.save_file, names joined by dots: image_proj.*, ip_adapter.*)",
-        )
-    weights = _read(path)
+    return ip_adapter_of(path.name, _read(path), operations, dtype)
+
+
+def ip_adapter_of(
+    file: str, weights: Mapping[str, Tensor], operations: Any = nn, dtype: torch.dtype = torch.float32
+) -> IPAdapter:
+    """What the weights `image_proj.*` and `ip_adapter.*` of a file of that name make. Raises as load_ip_adapter does.
+
+    The name says what the weights do not: which FaceID plus a file is, and which model's faces it knows.
+    """
     image = {name.removeprefix("image_proj."): w for name, w in weights.items() if name.startswith("image_proj.")}
     layers = {name.removeprefix("ip_adapter."): w for name, w in weights.items() if name.startswith("ip_adapter.")}
-    _refuse_others(path, image, layers)
+    _refuse_others(file, image, layers)
+    is_v2, faces = _is_v2(file, image), _faces(file, image)
     try:
-        projector = image_tokens({name: weight.float() for name, weight in image.items()})
+        projector = image_tokens({name: weight.float() for name, weight in image.items()}, is_v2)
         mixture = _mixture(layers, projector, operations, dtype)
+        changes = _changes(layers, mixture.shapes)
     except (KeyError, ValueError, RuntimeError, IndexError) as error:
         raise IPAdapterFileError(
-            path.name,
+            file,
             f"is damaged or of a new kind ({error})",
             f"download it again, or use {FITTING}",
         ) from error
-    return IPAdapter(mixture, projector)
+    return IPAdapter(mixture, projector, changes, faces)
 
 
 def save_ip_adapter(adapter: IPAdapter, path: str | os.PathLike, dtype: torch.dtype = torch.float16) -> None:
@@ -108,25 +133,60 @@ def _read(path: Path) -> dict[str, Tensor]:
         raise IPAdapterFileError(path.name, unreadable(path, error), COMPARE) from error
 
 
-def _refuse_others(path: Path, image: dict[str, Tensor], layers: dict[str, Tensor]) -> None:
+def _refuse_others(file: str, image: dict[str, Tensor], layers: dict[str, Tensor]) -> None:
     """Files of other kinds, each with its reason."""
-    unpooled = "norm.weight" in image and "proj.weight" not in image
-    if unpooled or any(name.startswith("perceiver_resampler.") for name in image) or any("lora" in n for n in layers):
-        reason = "is a FaceID file, which needs the face embeddings of insightface"
-    elif not image or not layers:
+    if not image or not layers:
         reason = "is no IP-Adapter for a U-Net: expected weights named image_proj.* and ip_adapter.*"
     elif "latents" in image and image["latents"].shape[-1] == KOLORS_RESAMPLER:
         reason = "is for Kolors, which reads its prompts with another kind of text encoder"
-    elif not all(_LAYER.match(name) for name in layers):
+    elif not all(_LAYER.match(name) or _LORA.match(name) for name in layers):
         reason = "is for another family of models (Flux, for example)"
     else:
         return
-    raise IPAdapterFileError(path.name, reason, f"get {FITTING} as .safetensors, from h94/IP-Adapter")
+    raise IPAdapterFileError(file, reason, f"get {FITTING}")
+
+
+def _is_v2(file: str, image: dict[str, Tensor]) -> bool:
+    """Whether a FaceID plus file is of the second version. Raises IPAdapterFileError where its name says neither."""
+    if not any(name.startswith(PERCEIVER) for name in image):
+        return False
+    name = _letters(file)
+    if "plus" not in name:
+        raise IPAdapterFileError(
+            file,
+            "is a FaceID plus file, and whether of version 1 or 2 its weights do not say",
+            "give it back its name: one with 'faceid-plus' is read as version 1, with 'faceid-plusv2' as version 2",
+        )
+    return "plusv2" in name
+
+
+def _faces(file: str, image: dict[str, Tensor]) -> str:
+    """The set of insightface's models that the file's faces come from; empty: it reads none.
+
+    Raises IPAdapterFileError for a file of two possible origins whose name says neither.
+    """
+    if "latents" not in image:
+        return BUFFALO if "proj.2.weight" in image and "norm.weight" in image else ""
+    if image["latents"].ndim != 3 or image.get("proj_in.weight", image["latents"]).shape[-1] != FACE_WIDTH:
+        return ""
+    name = _letters(file)
+    if "portrait" not in name and "instant" not in name:
+        raise IPAdapterFileError(
+            file,
+            "reads faces as FaceID portrait unnorm or as InstantID does, and its weights do not say which",
+            "give it a name with 'portrait' (faces of insightface's buffalo_l) or 'instantid' (of antelopev2)",
+        )
+    return BUFFALO if "portrait" in name else ANTELOPE
+
+
+def _letters(file: str) -> str:
+    """A file's name without what people put between its parts."""
+    return re.sub(r"[^a-z0-9]", "", Path(file).stem.lower())
 
 
 def _mixture(layers: dict[str, Tensor], projector: ImageTokens, operations: Any, dtype: torch.dtype) -> ImageMixture:
     """Raises KeyError or RuntimeError for keys without values or of other widths than the tokens."""
-    numbers = sorted({int(_LAYER.match(name)[1]) for name in layers})
+    numbers = sorted({int(found[1]) for found in map(_LAYER.match, layers) if found})
     weights = {
         f"layers.{place}.to_{kind}.weight": layers[f"{number}.to_{kind}_ip.weight"].to(dtype)
         for place, number in enumerate(numbers)
@@ -140,3 +200,22 @@ def _mixture(layers: dict[str, Tensor], projector: ImageTokens, operations: Any,
     mixture.negative = torch.zeros(projector.count, projector.dim)
     mixture.load_state_dict(weights, assign=True)
     return mixture.eval().requires_grad_(False)
+
+
+def _changes(layers: dict[str, Tensor], shapes: list[BlockShape]) -> dict[tuple[int, str], LowRank]:
+    """The file's LoRA: it counts all attention layers, of each transformer the one to itself and the one to the text.
+
+    Raises KeyError or ValueError for matrices that do not fit together.
+    """
+    changes = {}
+    for name in layers:
+        found = _LORA.match(name)
+        if found and found[3] == "down":
+            down, up = layers[name], layers[name.replace("down", "up")]
+            (place, crosses), layer = divmod(int(found[1]), 2), found[2]
+            dim, context_dim = (shapes[place].dim, shapes[place].context_dim) if place < len(shapes) else (0, 0)
+            read = context_dim if crosses and layer in "kv" else dim
+            if (up.shape[0], down.shape[-1]) != (dim, read) or up.shape[1:] != down.shape[:1]:
+                raise ValueError(f"{name} is {list(down.shape)}, its other half {list(up.shape)}")
+            changes[place, f"attn{1 + crosses}.to_{'out.0' if layer == 'out' else layer}"] = LowRank(up, down)
+    return changes

@@ -22,11 +22,11 @@ KeysValues = tuple[Tensor, Tensor]
 class RowsShares:
     """Every subject's share in the rows of one U-Net call, at the size of any layer."""
 
-    def __init__(self, shares: Tensor, parts: Tensor, owners: Sequence[int], like: Tensor):
-        """shares: [B, S, h, w] on the CPU; parts: [B, P], how much of each part a row's picture has where its owner's
-        share is 1; owners: the number of each part's subject; like: of the layers' type.
+    def __init__(self, shares: Tensor, parts: Tensor, like: Tensor):
+        """shares: [B, S, h, w] on the CPU; parts: [B, S, P], how much of each part a row's picture has where that
+        subject's share is 1; like: of the layers' type.
         """
-        self.shares, self._parts, self._owners = shares, parts, list(owners)
+        self.shares, self._parts = shares, parts
         self.rows, self.anyone = len(shares), bool(shares.any())
         self._like = like.new_empty(0)
         self._sized: dict[tuple[int, int], SizedShares] = {}
@@ -34,9 +34,7 @@ class RowsShares:
     def at(self, size: tuple[int, int]) -> SizedShares:
         if size not in self._sized:
             shown = F.interpolate(self.shares, size, mode="area")  # [B, S, h, w]
-            parts = shown.new_empty(len(shown), 0, *size)
-            if self._owners:
-                parts = shown[:, self._owners] * self._parts[..., None, None]
+            parts = torch.einsum("bshw,bsp->bphw", shown, self._parts)
             self._sized[size] = SizedShares(shown.to(self._like), Amounts(parts.to(self._like)))
         return self._sized[size]
 
@@ -98,13 +96,14 @@ class ImageAsk(Ask):
         """layers: the mixture's by the prior's names of its attentions; subjects: by number."""
         weights = torch.tensor([[subject.weight * strength for subject in subjects.values()]])
         super().__init__(list(subjects), weights.expand(len(rows), -1))
-        self.layers = layers
+        self.layers, width = layers, mixture.negative.shape[1]
         tokens = [
-            subject.feature(row.view.variant).view_as(mixture.negative) if row.positive else mixture.negative
+            subject.feature(row.view.variant).unflatten(0, (-1, width)) if row.positive else mixture.negative
             for row in rows
             for subject in subjects.values()
         ]
-        self.tokens = torch.stack(tokens).to(like)  # [B * S, n, D]
+        length = math.lcm(*map(len, tokens))  # several photos are more tokens than one
+        self.tokens = torch.stack([_repeated(each, length) for each in tokens]).to(like)  # [B * S, n, D]
 
     def _make(self, prior: PriorAttention) -> KeysValues:
         return self.layers[prior.name].keys_values(self.tokens)
@@ -121,25 +120,24 @@ class TextAsk(Ask):
     def __init__(
         self,
         deltas: Deltas,
-        numbers: Sequence[int],
-        parts: Sequence[Sequence[int]],
-        subjects: Sequence[Subject],
+        subjects: Mapping[int, Subject],
         rows: Sequence[Row],
         context: Tensor,
         amounts: Tensor,
         strength: float,
     ):
-        """numbers, parts (of deltas): of the subjects; context: [B, T, D]; amounts: [B, P] of all parts."""
-        super().__init__(numbers, torch.full((len(rows), len(subjects)), min(1.0, strength)))
+        """subjects: by number; context: [B, T, D]; amounts: [B, all subjects, P] of all parts."""
+        super().__init__(list(subjects), torch.full((len(rows), len(subjects)), min(1.0, strength)))
         self.deltas = deltas
-        texts, own = [], torch.zeros(len(rows), len(subjects), deltas.parts)  # [B, S, P]
-        for row, text, amount, of_row in zip(rows, context, amounts, own, strict=True):
-            for subject, its_parts, of_subject in zip(subjects, parts, of_row, strict=True):
-                of_subject[its_parts] = amount[its_parts]
-                texts.append(_own_text(row, subject, text))
+        texts = [
+            _own_text(row, subject, text)
+            for row, text in zip(rows, context, strict=True)
+            for subject in subjects.values()
+        ]
         length = math.lcm(*map(len, texts))
         self.texts = torch.stack([_repeated(text, length) for text in texts])  # [B * S, L, D]
-        self.amounts = Amounts(own.flatten(0, 1)[..., None].to(context))  # [B * S, P, 1]
+        own = amounts[:, self.numbers].flatten(0, 1)[..., None]  # [B * S, P, 1]
+        self.amounts = Amounts(own.to(context))
 
     def _make(self, prior: PriorAttention) -> KeysValues:
         keys_values = []
@@ -151,15 +149,18 @@ class TextAsk(Ask):
 
 def _own_text(row: Row, subject: Subject, text: Tensor) -> Tensor:
     """What the subject's adapter reads in a row whose prompt is text [T, D]; of several files' the mean, weighted."""
-    known = next((own.texts for own in row.own_texts if own.subject == subject), None)
-    if known is None or not row.positive or all(own is None for own in known):
+    found = next((own for own in row.own_texts if own.subject == subject), None)
+    if found is None or not row.positive or all(own is None for own in found.texts):
         return text
+    known = found.texts
+    if found.of_variants:
+        return known[row.view.variant % len(known)][0].to(text)
     texts = [text if own is None else own[0].to(text) for own in known]
     length, amounts = math.lcm(*map(len, texts)), subject.feature(row.view.variant)
     weights = (amounts / amounts.sum().clamp(min=1e-6)).to(text)
     return sum(weight * _repeated(each, length) for weight, each in zip(weights, texts, strict=True))
 
 
-def _repeated(text: Tensor, length: int) -> Tensor:
+def _repeated(tokens: Tensor, length: int) -> Tensor:
     """[T, D] -> [length, D], over and over: attention to it is the same."""
-    return text.repeat(length // len(text), 1)
+    return tokens.repeat(length // len(tokens), 1)

@@ -28,12 +28,21 @@ class Adapters:
     images: Mapping[Subject, ImageMixture]
     """Those that appear by image tokens: their features."""
     parts: Mapping[Subject, Sequence[int]]
-    """Those that appear by deltas, and the numbers of their parts; their features say how much of each."""
+    """Those that appear by deltas, and the numbers of their parts; two may share one (a FaceID file's)."""
     deltas: Deltas | None = None
+    fused: Collection[Subject] = frozenset()
+    """Of those with deltas the ones whose features are in their own texts (PhotoMaker)."""
 
     @property
     def subjects(self) -> set[Subject]:
         return {*self.images, *self.parts}
+
+    def amount(self, subject: Subject, picture: int) -> Tensor | float:
+        """How much of each of its parts a subject with deltas has in the picture of that index.
+
+        Its features say it, or, where those are image tokens or in its own text, its weight.
+        """
+        return subject.weight if subject in self.images or subject in self.fused else subject.feature(picture)
 
 
 class AdapterRun:
@@ -77,33 +86,24 @@ class AdapterRun:
         shown = (key, latents.shape, there)
         if shown not in self._shown:
             where = self._shares_of(rows, shares, there, latents)
-            self._shown[shown] = RowsShares(where, content.parts, self._owners(), latents)
+            self._shown[shown] = RowsShares(where, content.parts, latents)
         return AdapterCall(self, self._shown[shown], content, prior)
 
     def _content_of(self, rows: Sequence[Row], context: Tensor, prior: Prior) -> RowsContent:
         deltas, asks = self.adapters.deltas, []
-        amounts = torch.zeros(len(rows), 0 if deltas is None else deltas.parts)  # [B, P]
-        changed = [subject for subject in self.numbers if subject in self.adapters.parts]
-        for subject in changed:
-            for row, amount in zip(rows, amounts, strict=True):
-                amount[self.adapters.parts[subject]] = subject.feature(row.view.variant) * self.strength
+        amounts = torch.zeros(len(rows), len(self.numbers), 0 if deltas is None else deltas.parts)  # [B, S, P]
+        changed = {n: subject for subject, n in self.numbers.items() if subject in self.adapters.parts}
+        for number, subject in changed.items():
+            for row, of_row in zip(rows, amounts, strict=True):
+                amount = self.adapters.amount(subject, row.view.variant)
+                of_row[number, self.adapters.parts[subject]] = amount * self.strength
         if changed:
-            parts = [self.adapters.parts[subject] for subject in changed]
-            numbers = [self.numbers[subject] for subject in changed]
-            asks.append(TextAsk(deltas, numbers, parts, changed, rows, context, amounts, self.strength))
+            asks.append(TextAsk(deltas, changed, rows, context, amounts, self.strength))
         for mixture in dict.fromkeys(self.adapters.images[s] for s in self.numbers if s in self.adapters.images):
             layers = {prior(a).name: layer for a, layer in zip(self._order, mixture.layers, strict=True)}
             people = {n: s for s, n in self.numbers.items() if self.adapters.images.get(s) is mixture}
             asks.append(ImageAsk(mixture, layers, people, rows, self.strength, context))
         return RowsContent(asks, amounts)
-
-    def _owners(self) -> list[int]:
-        """The number of each part's subject; of those that are not at work in this run any."""
-        owners = [0] * (0 if self.adapters.deltas is None else self.adapters.deltas.parts)
-        for subject, number in self.numbers.items():
-            for part in self.adapters.parts.get(subject, ()):
-                owners[part] = number
-        return owners
 
     def _shares_of(self, rows: Sequence[Row], shares: Tensor, present: Collection[Subject], latents: Tensor) -> Tensor:
         """[B, S, h, w] of the subjects with adapters: in a row those that it carries, in a negative one all present."""
@@ -124,7 +124,7 @@ class RowsContent:
 
     asks: list[Ask]
     parts: Tensor
-    """[B, P]: how much of each part of the deltas."""
+    """[B, S, P]: how much each subject has of each part of the deltas."""
 
 
 class AdapterCall:

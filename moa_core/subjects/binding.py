@@ -25,6 +25,8 @@ class OwnText:
     subject: Subject
     texts: tuple[Tensor | None, ...]
     """[1, T, D] for each file of the adapter; None: the prompt as it is."""
+    of_variants: bool = False
+    """They are for each variant of the subject instead, the n-th for the n-th picture."""
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import uuid
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -82,6 +83,9 @@ def interpolate(a: Subject, b: Subject, amount: float, frames: int = 1, method: 
             f"subject_a was encoded with '{a.encoder.moa}', subject_b with '{b.encoder.moa}', which has another image "
             "encoder. Encode both with the same MoA"
         )
+    widths = [subject.features.shape[-1] for subject in (a, b)]
+    if a.encoder is not None and a.encoder == b.encoder:  # tokens of more photos, or of fewer, over and over
+        a, b = (replace(s, features=s.features.repeat(1, math.lcm(*widths) // s.features.shape[-1])) for s in (a, b))
     if a.features.shape[-1] != b.features.shape[-1]:
         raise ValueError(
             f"subject_a has features of width {a.features.shape[-1]}, subject_b of {b.features.shape[-1]}: "

@@ -49,3 +49,21 @@ def patched(host, loaded, moa, *words: str, prompt: str = PROMPT, widgets=None, 
 
 def picture(seed: int = 0):
     return torch.rand(1, 60, 80, 3, generator=torch.Generator().manual_seed(seed))
+
+
+def face_adapter(host, unet, folder, kind: str, name: str, finder=None):
+    """MOA of a random FaceID file, a pickle as the published ones are; finder: on the insightface socket."""
+    from face_pictures import FaceFinder
+
+    from moa_core.adapters.image_expert import file_order
+    from moa_core.address import block_shapes
+
+    blocks, width = block_shapes(unet.state_dict()), unet.config.cross_attention_dim
+    parts = {"image_proj": {}, "ip_adapter": {}}
+    for full, weight in random_file(kind, [blocks[a] for a in file_order(blocks)], width).items():
+        part, own = full.split(".", 1)
+        parts[part][own] = weight
+    (host.base / "models/ipadapter").mkdir(exist_ok=True)
+    torch.save(parts, host.base / f"models/ipadapter/{name}.bin")
+    seeing = vision(folder) if "plus" in kind else None
+    return host.run("MoAFromIPAdapter", f"{name}.bin", seeing, finder or FaceFinder())[0]

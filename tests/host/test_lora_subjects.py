@@ -318,6 +318,7 @@ def test_what_does_not_fit_is_refused_or_named(host, loaded, loras, sdxl, moa, c
 
 def test_comfyui_and_diffusers_agree(host, loaded, toy_base):
     """Two LoRAs in two halves of the picture, one of them with a text of its own, at two noise levels."""
+    from moa_core.adapters.deltas import deltas_of
     from moa_core.adapters.run import Adapters
     from moa_core.address import block_shapes
     from moa_core.run import Run
@@ -326,7 +327,7 @@ def test_comfyui_and_diffusers_agree(host, loaded, toy_base):
     from moa_core.subjects.subject import Subject
     from moa_core.subjects.view import View
     from training.host.adapter import MoAUNet
-    from training.host.lora import deltas_of, read_lora
+    from training.host.lora import read_lora
     from training.host.prior import prior_of
 
     names = [written(host, random_lora(loaded[0], seed=n), f"both-{n}.safetensors") for n in range(2)]

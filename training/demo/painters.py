@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from moa_core.adapters.deltas import deltas_of
 from moa_core.adapters.run import Adapters
 from moa_core.learned.moa_file import load_moa
 from moa_core.routing.trace import Trace
@@ -24,7 +25,7 @@ from training.comfyui.templates import saved_by
 from training.demo.applications import APPLICATIONS, NOT_ONE_CALL, ByLoRA, Shot
 from training.demo.graph import graph
 from training.demo.takes import CFG, CHECKPOINT, MOA, STEPS, Take, Who
-from training.host.lora import deltas_of, read_lora, write_into
+from training.host.lora import read_lora, write_into
 from training.host.pipeline import Control, MoAPipeline, controlled_by
 from training.host.pretrained import load_base
 from training.host.tokenizer import bind_prompt

@@ -1,14 +1,18 @@
-"""LoRA files in kohya's names, as deltas of a diffusers U-Net's layers."""
+"""LoRA files in kohya's names, and the LoRAs in FaceID files, as changes of a diffusers U-Net's layers."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import torch
+from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file
 from torch import nn
 
-from moa_core.adapters.deltas import Deltas, LayerDeltas, LowRank
+from moa_core.adapters.deltas import LowRank
+from moa_core.adapters.ip_adapter_file import IPAdapter
+from moa_core.address import block_shapes
 
 UP, DOWN, ALPHA = ".lora_up.weight", ".lora_down.weight", ".alpha"
 
@@ -23,21 +27,17 @@ def read_lora(unet: nn.Module, path: Path) -> dict[str, LowRank]:
     return dict(_read(unet, path))
 
 
+def face_lora(unet: UNet2DConditionModel, adapter: IPAdapter) -> dict[str, LowRank]:
+    """What the LoRA in a FaceID file changes of a U-Net, by the names of its layers."""
+    blocks, per_block = block_shapes(unet.state_dict()), unet.config.layers_per_block
+    return adapter.changes_of(blocks, lambda address: address.to_diffusers(per_block), torch.float32)
+
+
 def write_into(unet: nn.Module, changes: Mapping[str, LowRank]) -> None:
     """The ordinary way: the file's changes become the layers' own, in all of the picture."""
     for name, change in changes.items():
         layer = unet.get_submodule(name)
         layer.weight.data += (change.up @ change.down.flatten(1)).view_as(layer.weight)
-
-
-def deltas_of(unet: nn.Module, files: Sequence[Mapping[str, LowRank]]) -> Deltas:
-    """The n-th file is the n-th part."""
-    layers: dict[str, dict[int, LowRank]] = {}
-    for part, changes in enumerate(files):
-        for name, change in changes.items():
-            layers.setdefault(name, {})[part] = change
-    built = {name: LayerDeltas(unet.get_submodule(name), parts) for name, parts in layers.items()}
-    return Deltas(built, len(files))
 
 
 def _read(unet: nn.Module, path: Path) -> Iterator[tuple[str, LowRank]]:

@@ -10,6 +10,7 @@ import torch
 from diffusers import ControlNetModel, EulerDiscreteScheduler, SchedulerMixin, UniPCMultistepScheduler
 from torch import Tensor
 
+from moa_core.adapters.deltas import deltas_of
 from moa_core.adapters.ip_adapter_file import IPAdapter
 from moa_core.adapters.run import Adapters
 from moa_core.address import block_shapes
@@ -24,6 +25,7 @@ from moa_core.subjects.subject import Subject
 from moa_core.subjects.view import View
 from training.host.adapter import MoAUNet
 from training.host.base import Base
+from training.host.lora import face_lora
 from training.host.prior import prior_of
 from training.host.schedule import SCHEDULE, TIMESTEPS, sigma_at
 from training.host.scouting import scout
@@ -60,7 +62,8 @@ class MoAPipeline:
         one of their own; all others are the MoA's.
 
         Subjects of an IPAdapter are the caller's to make: its projector's tokens, flattened, of a CLIP vision model's
-        output; likewise its mixture's `negative`.
+        output, of a face's embedding; likewise its mixture's `negative`. A FaceID file with a LoRA beside other LoRAs
+        is one of the adapters.
         """
         self.base, self.moa, self.adapters = base, moa, adapters
         self.learned = moa.mixture if isinstance(moa, MoA) else None
@@ -68,6 +71,9 @@ class MoAPipeline:
         self.device = next(base.unet.parameters()).device
         self.prior, self.blocks = prior_of(base.unet), block_shapes(base.unet.state_dict())
         self.timesteps = moa.config.timesteps if isinstance(moa, MoA) else TIMESTEPS
+        self.photo_deltas = None
+        if isinstance(moa, IPAdapter) and moa.changes:
+            self.photo_deltas = deltas_of(base.unet, [face_lora(base.unet, moa)])
 
     def encode_subject(
         self, pictures: Tensor | Sequence[Tensor], word: str, masks: Tensor | Sequence[Tensor | None] | None = None
@@ -102,7 +108,10 @@ class MoAPipeline:
         if isinstance(self.moa, IPAdapter):
             own = {} if adapters is None else adapters.images
             photos = {s: self.moa.mixture for s in subjects if adapters is None or s not in adapters.subjects}
-            adapters = Adapters({**own, **photos}, adapters.parts if adapters else {}, adapters and adapters.deltas)
+            parts, deltas = (adapters.parts, adapters.deltas) if adapters else ({}, None)
+            if self.photo_deltas is not None:
+                parts, deltas = {**parts, **dict.fromkeys(photos, (0,))}, self.photo_deltas
+            adapters = Adapters({**own, **photos}, parts, deltas)
         learned_from = self.timesteps - 0.5
         return Run(
             subjects,

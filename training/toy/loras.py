@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
+from moa_core.adapters.deltas import deltas_of
 from moa_core.adapters.run import Adapters
 from moa_core.learned.moa_file import load_moa
 from moa_core.learned.unet_call import UNetCall
@@ -26,7 +27,7 @@ from moa_core.subjects.subject import Subject
 from toy_world.world import ACTIONS, PLACES, Identity, Person, Scene, sample_clothes, someone
 from training.finetune.contact_sheet import sheet
 from training.host.adapter import MoAUNet
-from training.host.lora import deltas_of, read_lora, write_into
+from training.host.lora import read_lora, write_into
 from training.host.pipeline import MoAPipeline
 from training.host.pretrained import load_base
 from training.toy.cases import CFG, STEPS, Case, reference
