@@ -8,6 +8,7 @@ from .load_subject import MoALoadSubject
 from .loader import MoALoader
 from .lora_subject import MoALoRASubject
 from .patch_model import MoAPatchModel
+from .report import MoAReport
 from .router_visualizer import MoARouterVisualizer
 from .save_subject import MoASaveSubject
 from .subject_encoder import MoASubjectEncoder
@@ -32,6 +33,7 @@ class MoAExtension(ComfyExtension):
             MoASaveSubject,
             MoALoadSubject,
             MoAToySubject,
+            MoAReport,
         ]
 
 
