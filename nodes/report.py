@@ -19,7 +19,6 @@ from torch import Tensor
 
 from ..moa_core.files.whole_file import write_whole
 from ..moa_core.subjects.subject import Subject
-from .from_ip_adapter import LoadedIPAdapter
 from .likeness import encoder_of, likeness
 from .lora_file import LoRAs
 from .messages import show_on_node
@@ -211,9 +210,10 @@ def _settings(hooks: MoAHooks, notes: RunNotes | None, image: Tensor) -> dict[st
 
 
 def _kind(subject: Subject) -> str:
-    if isinstance(subject.adapter, LoRAs):
-        return "LoRA"
-    return "IP-Adapter" if isinstance(subject.adapter, LoadedIPAdapter) else "MoA"
+    """What the subject appears by."""
+    if subject.adapter is None:
+        return "MoA"
+    return "LoRA" if isinstance(subject.adapter, LoRAs) else "IP-Adapter"
 
 
 @cache
