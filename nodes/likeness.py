@@ -25,18 +25,19 @@ def encoder_of(subject: Subject, moa: LoadedMoA | None) -> LoadedMoA | LoadedIPA
 
 
 def likeness(
-    subject: Subject, encoder: LoadedMoA | LoadedIPAdapter, images: Tensor, places: Tensor
+    subject: Subject, encoder: LoadedMoA | LoadedIPAdapter, images: Tensor, places: Tensor, numbers: list[int]
 ) -> list[float | None]:
     """The cosine between the features of the reference and of the subject's place, for every picture.
 
-    images [B, H, W, 3]; places [B, H, W], 1 where the subject is. How the reference was cut is not known any more, so
-    the most alike of several framings counts. None for a picture that the subject is not found in.
+    images [B, H, W, 3]; places [B, H, W], 1 where the subject is; numbers: of the pictures in the whole batch. How the
+    reference was cut is not known any more, so the most alike of several framings counts. None for a picture that the
+    subject is not found in.
     """
     found = [n for n, place in enumerate(places) if bool(place.any())]
     alike: list[float | None] = [None] * len(images)
     for start in range(0, len(found), PICTURES_AT_ONCE):
         some = found[start : start + PICTURES_AT_ONCE]
-        own = torch.stack([subject.feature(n) for n in some]).float().cpu()  # [P, F]
+        own = torch.stack([subject.feature(numbers[n]) for n in some]).float().cpu()  # [P, F]
         cosines = []
         for framing in FRAMINGS:
             mm.throw_exception_if_processing_interrupted()

@@ -22,6 +22,7 @@ from ..moa_core.subjects.subject import Subject
 from .likeness import encoder_of, likeness
 from .lora_file import LoRAs
 from .messages import show_on_node
+from .past_runs import made_by
 from .report_text import report_text
 from .router_visualizer import MoARouterVisualizer
 from .run_notes import RunNotes
@@ -80,8 +81,10 @@ class MoAReport(io.ComfyNode):
         _check_pictures(len(latents), image, image_without)
         image, image_without = image[..., :3].float().cpu(), image_without[..., :3].float().cpu()
         places = _places(model, samples, hooks, tuple(image.shape[1:3]))  # [B, S, H, W]
-        pictures = _measure(hooks, image, image_without, places)
-        notes = _notes(hooks, latents)
+        sources = made_by(latents.detach().cpu(), hooks.past_runs())
+        numbers = [number if source is None else source[0].numbers[source[1]] for number, source in enumerate(sources)]
+        pictures = _measure(hooks, image, image_without, places, numbers)
+        notes = sources[0] and sources[0][0].notes
         report = {
             "format": "moa-report",
             "format_version": 1,
@@ -149,12 +152,15 @@ def _places(model: ModelPatcher, samples: dict, hooks: MoAHooks, size: tuple[int
     return F.interpolate(masks, size, mode="nearest")
 
 
-def _measure(hooks: MoAHooks, image: Tensor, without: Tensor, places: Tensor) -> list[dict[str, Any]]:
-    """What is found in each picture [B, H, W, 3]; places: [B, S, H, W]."""
+def _measure(
+    hooks: MoAHooks, image: Tensor, without: Tensor, places: Tensor, numbers: list[int]
+) -> list[dict[str, Any]]:
+    """What is found in each picture [B, H, W, 3]; places: [B, S, H, W]; numbers: of the pictures in the whole batch."""
     alike = []
     for number, subject in enumerate(hooks.subjects):
         encoder = encoder_of(subject, hooks.moa)
-        alike.append([None] * len(image) if encoder is None else likeness(subject, encoder, image, places[:, number]))
+        own = places[:, number]
+        alike.append([None] * len(image) if encoder is None else likeness(subject, encoder, image, own, numbers))
     changed = (image - without).abs().mean(dim=3)  # [B, H, W]
     pictures = []
     for n, place in enumerate(places):
@@ -186,15 +192,6 @@ def _box(place: Tensor) -> list[float] | None:
 
 def _mean(values: Tensor) -> float | None:
     return float(values.mean()) if len(values) else None
-
-
-def _notes(hooks: MoAHooks, latents: Tensor) -> RunNotes | None:
-    """Of the run that these latents come from."""
-    for notes in reversed(hooks.notes):
-        same = notes.samples.shape == latents.shape
-        if same and torch.allclose(notes.samples.float(), latents.detach().cpu().float(), atol=1e-3):
-            return notes
-    return None
 
 
 def _settings(hooks: MoAHooks, notes: RunNotes | None, image: Tensor) -> dict[str, Any]:
