@@ -9,6 +9,7 @@ from .load_subject import MoALoadSubject
 from .loader import MoALoader
 from .lora_subject import MoALoRASubject
 from .patch_model import MoAPatchModel
+from .report import MoAReport
 from .router_visualizer import MoARouterVisualizer
 from .save_subject import MoASaveSubject
 from .subject_encoder import MoASubjectEncoder
@@ -34,6 +35,7 @@ class MoAExtension(ComfyExtension):
             MoALoadSubject,
             MoAToySubject,
             MoAFromPhotoMaker,
+            MoAReport,
         ]
 
 

@@ -58,6 +58,13 @@ class NodeText:
         server.send_progress_text("\n".join(lines) or BLANK, self._node, server.client_id)
 
 
+def show_on_node(text: str) -> None:
+    """Show a longer text on the node that is executing."""
+    server, node = _server(), _executing_node()
+    if server is not None and node is not None:
+        server.send_progress_text(text, node, server.client_id)
+
+
 def _server():
     """The running PromptServer; none where ComfyUI is used as a library, which need not have what a server imports."""
     module = sys.modules.get("server")

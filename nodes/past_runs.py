@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..moa_core.routing.trace import Trace
 from ..moa_core.run import Places
+from .run_notes import RunNotes
 
 MOST_BYTES = 256 * 2**20
 """Of all runs together; the oldest go first."""
@@ -51,6 +52,7 @@ class PastRun:
     places: Places
     numbers: list[int]
     """Of its pictures in the whole batch."""
+    notes: RunNotes
 
     @property
     def nbytes(self) -> int:

@@ -161,6 +161,7 @@ class MoAPatchModel(io.ComfyNode):
                 timesteps,
                 sockets,
                 bound.binder,
+                moa if isinstance(moa, LoadedMoA) else None,
             )
             hooks.attach(patched, *beside)
         text.say(messages)

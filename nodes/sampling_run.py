@@ -32,6 +32,7 @@ from .messages import Message, NodeText
 from .missing_subjects import missing_subjects
 from .other_nodes import beside_others, counts_as_within, is_part_of, no_other_device
 from .past_runs import KEPT, PastRun, gone_before, made_by, whole
+from .run_notes import RunNotes, settings_of
 from .unet_call import SamplingRun
 
 KEY = "moa"
@@ -58,13 +59,15 @@ class MoAHooks:
         timesteps: int = TIMESTEPS,
         sockets: Sequence[int] | None = None,
         binder: Binder | None = None,
+        moa: object = None,
     ):
         """learned, adapters: see Run. timesteps: those that the learned experts were trained on. sockets: the number of
-        each subject's; None: one after the other. binder: of the CLIP that goes with it.
+        each subject's; None: one after the other. binder: of the CLIP that goes with it. moa: the host's own of the
+        learned experts, for the nodes that ask its image encoder.
         """
         self.subjects, self.strength, self.sparse = subjects, strength, sparse
         self.sockets = list(range(len(subjects)) if sockets is None else sockets)
-        self.binder = binder
+        self.binder, self.moa = binder, moa
         self.start_percent, self.end_percent = start_percent, end_percent
         self.learned, self.adapters, self.timesteps = learned, adapters, timesteps
         self.text = text or NodeText()
@@ -139,7 +142,9 @@ class MoAHooks:
             run.moa.goes_on_from([(past.places, picture) for past, picture in sources])
         if same_sampling:
             run.trace.goes_on_from([(past.trace, picture) for past, picture in sources])
-        rest = (denoise_mask, callback, disable_pbar, seed)
+        at_work = [bound and run.end_sigma <= sigma <= run.start_sigma for sigma in sigmas[:-1].tolist()]
+        notes = RunNotes(settings_of(guider, sampler, sigmas), {n for n, works in enumerate(at_work) if works})
+        rest = (denoise_mask, notes.after_each_step(callback), disable_pbar, seed)
         outer, self._run = self._run, run
         try:
             with self._deltas(guider.model_patcher):
@@ -164,6 +169,7 @@ class MoAHooks:
                 self.people,
                 run.moa.places,
                 numbers,
+                notes,
             )
         )
         return samples

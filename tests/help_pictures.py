@@ -5,12 +5,13 @@ To be run when the toy models or a node's look have changed. Needs ComfyUI and a
 
 from __future__ import annotations
 
+import io
 import tempfile
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from playwright.sync_api import sync_playwright
 
 from moa_core.subjects.reference import prepare_reference, show_reference
@@ -18,6 +19,7 @@ from tests.host.browser import find_browser
 from toy_world.draw import draw_person, draw_scene
 from toy_world.world import sample_scene, someone
 from training.comfyui import PACK, Server, find_comfyui, make_base_directory
+from training.comfyui.templates import read, to_api
 from training.demo.painters import ComfyUIPainter
 from training.demo.takes import MORPH, PRIOR, WITH_A, WITH_B
 
@@ -48,6 +50,7 @@ def main() -> None:
             save("MoALoRASubject", row([np.asarray(picture) for picture in loras]))
             save("MoASubjectInterpolate", row(painter.paint(MORPH)[0]))
             maps = painter.paint(WITH_A)[1].convert("RGB")
+            save("MoAReport", report(server))
             save("MoARouterVisualizer", maps.resize((900, round(900 * maps.height / maps.width))))
     save("MoASubjectEncoder", row(references()))
     save("MoAToySubject", row([np.asarray(draw_person(someone(seed, "man"), "man")[0]) for seed in (1, 4, 8, 11)]))
@@ -59,6 +62,23 @@ def references() -> list[np.ndarray]:
     pixels, white = torch.from_numpy(np.array(picture)) / 255, torch.from_numpy(who > 0).float()
     shown = [show_reference(prepare_reference(pixels, m, SIDE)) for m in (white, 1 - white)]
     return [np.asarray(picture), *((s * 255).byte().numpy() for s in shown)]
+
+
+def report(server: Server) -> Image.Image:
+    """The first picture without MoA and with it, and below them the beginning of what MoA Report says."""
+    workflow = read("Check my files")
+    entry = server.queue(to_api(workflow, server.get("/object_info")))
+    number = {node.get("title", node["type"]): str(node["id"]) for node in workflow["nodes"]}
+    pictures = [server.pictures(entry, number[title])[0] for title in ("Without MoA", "With MoA")]
+    above = row([np.asarray(Image.open(io.BytesIO(picture)).convert("RGB")) for picture in pictures])
+    (text,) = entry["outputs"][number["MoAReport"]]["text"]
+    lines = text.splitlines()[:9]
+    canvas = Image.new("RGB", (900, above.height + GAP + 20 * len(lines)), "white")
+    canvas.paste(above, (0, 0))
+    for n, line in enumerate(lines):
+        place = (4, above.height + GAP + 20 * n)
+        ImageDraw.Draw(canvas).text(place, line, "black", ImageFont.load_default(14))
+    return canvas
 
 
 EMPTY_GRAPH = """

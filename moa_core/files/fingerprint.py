@@ -1,9 +1,10 @@
-"""A fingerprint of an image encoder: what a subject file names instead of the encoder itself."""
+"""Fingerprints: of an image encoder, which a subject file names instead of the encoder itself, and of a whole file."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,4 +25,17 @@ def fingerprint(settings: dict[str, Any], *modules: nn.Module) -> str:
             digest.update(f"{name} {list(weight.shape)}".encode())
             values = weight.detach().flatten()[:: max(1, weight.numel() // SAMPLES)]
             digest.update(values.to("cpu", torch.float16).numpy().tobytes())
+    return digest.hexdigest()
+
+
+PIECE = 2**20
+"""Bytes of a file that are read at once."""
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file, as the pages that files are downloaded from give it."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(PIECE):
+            digest.update(piece)
     return digest.hexdigest()

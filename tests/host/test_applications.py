@@ -1,6 +1,8 @@
 """Every shared workflow run over the API, and what its pictures have to show."""
 
+import hashlib
 import itertools
+import json
 from functools import cache
 
 import numpy as np
@@ -22,6 +24,7 @@ from PIL import Image, ImageFilter
 from toy_models import SHIPPED, shipped
 
 from toy_world.shape import IMAGE_SIZE
+from training.comfyui import PACK, version
 from training.comfyui.templates import RUNNING, pictures_of, read, to_api
 from training.toy.renders import ATTRIBUTES
 
@@ -318,3 +321,23 @@ def test_four_layouts_of_one_couple_differ_and_the_couple_does_not(gallery):
     print("layouts, 1 - overlap:", *(f"{value:.2f}" for value in apart))
     assert len(pictures) == 4 and min(apart) > 0.1
     assert read_off(pictures, "action", 2).count("holding a book") >= 3  # the book hides part of the man
+
+
+@trained
+def test_the_report_on_the_toy_files_names_them_and_tells_nothing_else_of_the_user(fresh_server, gallery):
+    gallery("Check my files")
+    path = max((fresh_server.base / "output").glob("MoA_report_*.json"))
+    text = path.read_text(encoding="utf-8")
+    told = json.loads(text)
+    shipped_files = (PACK / "models" / file for file in SHIPPED)
+    assert {(f["kind"], f["name"], f["sha256"]) for f in told["files"]} == {
+        (file.parent.name, file.name, hashlib.sha256(file.read_bytes()).hexdigest()) for file in shipped_files
+    }
+    assert told["versions"]["comfyui"] == version(fresh_server.comfyui)
+    assert str(fresh_server.base) not in text and str(PACK) not in text and "lavender" not in text
+    assert len(told["pictures"]) == 2 and told["best"] in (1, 2)
+    for picture in told["pictures"]:
+        (found,) = picture["subjects"]
+        print(picture)
+        assert found["likeness"] > 0.2 and 0.05 < found["share"] < 0.6
+        assert picture["change_inside"] > 3 * picture["change_outside"]

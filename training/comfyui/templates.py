@@ -70,7 +70,8 @@ def pictures_of(name: str, server: Server, api: dict[str, Any] | None = None) ->
             node["inputs"]["filename_prefix"] = name
     entry = server.queue(graph)
     titles = {str(node["id"]): node.get("title", node["type"]) for node in workflow["nodes"]}
-    shown = {titles.get(node, node): server.pictures(entry, node) for node, out in entry["outputs"].items()}
+    painted = [node for node, out in entry["outputs"].items() if "images" in out]  # others show a text
+    shown = {titles.get(node, node): server.pictures(entry, node) for node in painted}
     return {title: [p for file in files for p in _frames(file)] for title, files in shown.items()}
 
 

@@ -104,6 +104,7 @@ APPLICATIONS: dict[str, dict[str, Sequence[Take]]] = {
     "Story": {"Story": [Take(prompt, 0, (MAN, WOMAN)) for prompt in STORY]},
 }
 NOT_ONE_CALL = {
+    "Check my files": "it is there for MoA Report, a node of ComfyUI",
     "Other clothes, other place": "its second pass paints within a mask",
     "Swap the second of two in a photo": "the first of the two comes back by a mask",
 }
