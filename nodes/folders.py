@@ -1,6 +1,7 @@
 """Where ComfyUI looks for MoA files and subjects, and for the toy models that come with the pack."""
 
 import os
+import re
 from pathlib import Path
 
 import folder_paths
@@ -30,6 +31,19 @@ def add_model_folders() -> None:
     folder_paths.folder_names_and_paths["ipadapter"] = (known, set(kinds) | {".safetensors", ".bin"})
     for kind in KINDS:
         folder_paths.add_model_folder_path(kind, str(SHIPPED / kind))
+
+
+def ip_adapter_files() -> list[str]:
+    """What MoA From IP-Adapter lists: the kinds of file that it reads, those that fit the usual names first.
+
+    A FaceID file's LoRA, which other packs load by itself, is no IP-Adapter.
+    """
+    names = [name for name in folder_paths.get_filename_list("ipadapter") if name.endswith((".safetensors", ".bin"))]
+    usual = re.compile(r"ip-?adapter.*(sd15|sdxl)", re.IGNORECASE)
+    return sorted(
+        (name for name in names if not re.search(r"faceid.*_lora\.safetensors$", name, re.IGNORECASE)),
+        key=lambda name: (usual.search(name) is None, name.lower()),
+    )
 
 
 def saved_subjects() -> str:

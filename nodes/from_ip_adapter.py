@@ -21,6 +21,7 @@ from ..moa_core.adapters.ip_adapter_file import (
     vision_model,
 )
 from .faces import face_analysis
+from .folders import ip_adapter_files
 from .loaded_ip_adapter import LoadedFaceAdapter, LoadedIPAdapter
 from .pickled_file import read_parts
 from .sockets import CATEGORY, INSIGHTFACE, MOA, SEARCHED
@@ -44,7 +45,7 @@ class MoAFromIPAdapter(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "ipadapter_name",
-                    options=folder_paths.get_filename_list("ipadapter"),
+                    options=ip_adapter_files(),
                     tooltip="A file in models/ipadapter, for the family of your checkpoint. SD 1.5: ip-adapter_sd15, "
                     "-plus_sd15, -plus-face_sd15, -full-face_sd15. SDXL: ip-adapter_sdxl, ip-adapter_sdxl_vit-h, "
                     "-plus_sdxl_vit-h, -plus-face_sdxl_vit-h. Both, by the face and for research only: "

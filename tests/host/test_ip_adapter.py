@@ -284,3 +284,17 @@ def test_the_wrong_vision_model_checkpoint_and_file_are_refused_in_a_sentence(ho
     (folder / "old.bin").write_bytes(b"pickle")
     with pytest.raises(ValueError, match=r"'old\.bin' is damaged, or a pickle of more than tensors"):
         host.run("MoAFromIPAdapter", "old.bin", vision(tmp_path))
+
+
+def test_the_list_holds_what_is_read_and_the_usual_names_first(host):
+    folder = host.base / "models/ipadapter"
+    folder.mkdir(exist_ok=True)
+    files = ["listed.safetensors", "listed-ip-adapter-plus_sd15.safetensors", "listed-ip-adapter-faceid_sd15.bin"]
+    for name in (*files, "listed-ip-adapter-faceid_sd15_lora.safetensors", "listed.ckpt"):
+        (folder / name).touch()
+    try:
+        options = host.nodes["MoAFromIPAdapter"].INPUT_TYPES()["required"]["ipadapter_name"][1]["options"]
+    finally:
+        for path in folder.glob("listed*"):
+            path.unlink()
+    assert [name for name in options if name.startswith("listed")] == [files[2], files[1], files[0]]
