@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import comfy.model_management as mm
 import torch
 import torch.nn.functional as F
@@ -9,47 +11,47 @@ from torch import Tensor
 
 from ..moa_core.subjects.reference import MEAN
 from ..moa_core.subjects.subject import Subject
-from .from_ip_adapter import LoadedIPAdapter
+from .loaded_ip_adapter import LoadedIPAdapter
+from .loaded_photomaker import LoadedPhotoMaker
 from .loader import LoadedMoA
+from .lora_file import LoRAs
 
 FRAMINGS = (1.0, 1.5, 2.0)
 """How far down a picture is cut, in heights of the place: routers see heads, references show busts as well."""
-PICTURES_AT_ONCE = 8
 
 
-def encoder_of(subject: Subject, moa: LoadedMoA | None) -> LoadedMoA | LoadedIPAdapter | None:
+Encoder = LoadedMoA | LoadedIPAdapter | LoadedPhotoMaker
+
+
+def encoder_of(subject: Subject, moa: LoadedMoA | None) -> Encoder | None:
     """What can encode pictures as the subject's reference was; None for a LoRA, which was made of no picture."""
     if subject.adapter is None:
         return moa
-    return subject.adapter if isinstance(subject.adapter, LoadedIPAdapter) else None
+    return None if isinstance(subject.adapter, LoRAs) else subject.adapter
 
 
 def likeness(
-    subject: Subject, encoder: LoadedMoA | LoadedIPAdapter, images: Tensor, places: Tensor, numbers: list[int]
+    subject: Subject, encoder: Encoder, images: Tensor, places: Tensor, numbers: list[int]
 ) -> list[float | None]:
     """The cosine between the features of the reference and of the subject's place, for every picture.
 
     images [B, H, W, 3]; places [B, H, W], 1 where the subject is; numbers: of the pictures in the whole batch. How the
-    reference was cut is not known any more, so the most alike of several framings counts. None for a picture that the
-    subject is not found in.
+    reference was cut is not known any more, so the most alike of several framings counts; of several photos their mean.
+    None for a picture that the subject is not found in, or no face where the encoder knows people by the face.
     """
-    found = [n for n, place in enumerate(places) if bool(place.any())]
     alike: list[float | None] = [None] * len(images)
-    for start in range(0, len(found), PICTURES_AT_ONCE):
-        some = found[start : start + PICTURES_AT_ONCE]
-        own = torch.stack([subject.feature(numbers[n]) for n in some]).float().cpu()  # [P, F]
-        cosines = []
-        for framing in FRAMINGS:
-            mm.throw_exception_if_processing_interrupted()
-            prepared = torch.stack([_prepared(encoder, images[n], places[n], framing) for n in some])
-            cosines.append(torch.cosine_similarity(own, encoder.encode(prepared), dim=1))
-        for n, cosine in zip(some, torch.stack(cosines).amax(dim=0).tolist(), strict=True):
-            alike[n] = cosine
+    for n, place in enumerate(places):
+        mm.throw_exception_if_processing_interrupted()
+        framed = [_prepared(encoder, images[n], place, framing) for framing in FRAMINGS] if bool(place.any()) else []
+        framed = [each for each in framed if each is not None]
+        if framed:
+            own = subject.feature(numbers[n]).float().cpu().view(-1, 1, encoder.feature_dim)  # [photos, 1, F]
+            alike[n] = float(torch.cosine_similarity(own, encoder.encode(framed), dim=-1).mean(dim=0).max())
     return alike
 
 
-def _prepared(encoder: LoadedMoA | LoadedIPAdapter, picture: Tensor, place: Tensor, framing: float) -> Tensor:
-    """The place in a picture as the encoder is shown it; an IP-Adapter's sees what is behind a person, a MoA's not."""
+def _prepared(encoder: Encoder, picture: Tensor, place: Tensor, framing: float) -> Any:
+    """The place in a picture as the encoder is shown it: a MoA's alone does not see what is behind a person."""
     mean = picture.new_tensor(MEAN)
     if isinstance(encoder, LoadedMoA):
         picture = torch.lerp(mean, picture, place[..., None])

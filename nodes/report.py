@@ -20,6 +20,7 @@ from torch import Tensor
 from ..moa_core.files.whole_file import write_whole
 from ..moa_core.subjects.subject import Subject
 from .likeness import encoder_of, likeness
+from .loaded_photomaker import LoadedPhotoMaker
 from .lora_file import LoRAs
 from .messages import show_on_node
 from .past_runs import made_by
@@ -210,7 +211,9 @@ def _kind(subject: Subject) -> str:
     """What the subject appears by."""
     if subject.adapter is None:
         return "MoA"
-    return "LoRA" if isinstance(subject.adapter, LoRAs) else "IP-Adapter"
+    if isinstance(subject.adapter, LoRAs):
+        return "LoRA"
+    return "PhotoMaker" if isinstance(subject.adapter, LoadedPhotoMaker) else "IP-Adapter"
 
 
 @cache

@@ -39,7 +39,7 @@ def _found(subject: dict[str, Any], found: dict[str, Any]) -> str:
     left, top, right, bottom = (round(100 * edge) for edge in found["box"])
     place = f"{100 * found['share']:.1f}% of the picture, {left} to {right}% across and {top} to {bottom}% down"
     alike = found["likeness"]
-    return f"{place}; likeness " + ("not measured: no photo was encoded for it" if alike is None else f"{alike:.3f}")
+    return f"{place}; likeness " + ("not measured: no photo or no face" if alike is None else f"{alike:.3f}")
 
 
 def _change(share: float | None) -> str:
