@@ -67,5 +67,8 @@ def read_names(root: Path, split: str) -> list[str]:
         raise FileNotFoundError(f"{path} is missing: {root} is not a data set in the layout of FastComposer's FFHQ")
     names = [line.rstrip("\r") for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
     if not names:
-        raise EmptySplit(f"{path} lists no record, so there is nothing to read in the split {split!r}")
+        few = ". Of few pictures none is put aside for it: a training draws no test record with run.validate_every: 0"
+        raise EmptySplit(
+            f"{path} lists no record, so there is nothing to read in the split {split!r}{few * (split == 'test')}"
+        )
     return names
