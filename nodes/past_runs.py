@@ -181,3 +181,11 @@ def _scaled(latents: Tensor, runs: Sequence[PastRun]) -> list[Source] | None:
             if torch.allclose(scaled.float(), latents.float(), rtol=CLOSE, atol=CLOSE):
                 return [(run, number) for number in numbers.tolist()]
     return None
+
+
+def owners_of(shares: Tensor, numbers: list[int]) -> Tensor:
+    """Whose each pixel is [B, h, w], -1 for nobody's: by the shares [S, B, h, w] of the subjects of these numbers."""
+    if not numbers:
+        return torch.full(shares.shape[1:], -1)
+    best, owner = shares.max(dim=0)
+    return torch.tensor(numbers)[owner].where(best > 0, -1)

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 
-import comfy.samplers
-import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
@@ -19,9 +16,7 @@ from ..moa_core.adapters.layer_hooks import deltas_on
 from ..moa_core.adapters.run import Adapters
 from ..moa_core.address import Layer
 from ..moa_core.learned.moa import Mixture
-from ..moa_core.routing.subject_area import opening_end
 from ..moa_core.routing.trace import TIMESTEPS, Trace
-from ..moa_core.routing.word_router import scouting_timesteps
 from ..moa_core.run import Run, who
 from ..moa_core.subjects.subject import Subject
 from .batch_numbers import batch_numbers
@@ -30,9 +25,11 @@ from .clip_binding import BOUND_PROMPT, Binder
 from .host_layers import foreign_layers, layer_of, unet_blocks
 from .messages import Message, NodeText
 from .missing_subjects import missing_subjects
+from .noise_levels import cut_from, spans, trained_sigma
 from .other_nodes import beside_others, counts_as_within, is_part_of, no_other_device
-from .past_runs import KEPT, PastRun, gone_before, made_by, whole
+from .past_runs import KEPT, PastRun, gone_before, made_by, owners_of, whole
 from .run_notes import RunNotes, settings_of
+from .scouting import scout
 from .unet_call import SamplingRun
 
 KEY = "moa"
@@ -149,13 +146,13 @@ class MoAHooks:
         try:
             with self._deltas(guider.model_patcher):
                 if bound and run.moa.wants_scouting:
-                    _scout(run.moa, executor, noise, latent_image, sigmas, denoise_mask, seed, **kwargs)
+                    scout(run.moa, executor, noise, latent_image, sigmas, denoise_mask, seed, **kwargs)
                 samples = executor(noise, latent_image, sampler, sigmas, *rest, **kwargs)
         finally:
             self._run = outer
         self.text.add(run.doubts)
         run.trace.to_cpu()
-        owners = _owners(run.moa.subject_shares(), [self.sockets[self.subjects.index(subject)] for subject in known])
+        owners = owners_of(run.moa.subject_shares(), [self.sockets[self.subjects.index(subject)] for subject in known])
         sentences = [str(message) for message in missing]
         KEPT.add(
             PastRun(
@@ -201,7 +198,7 @@ class MoAHooks:
     ) -> SamplingRun:
         sampling = guider.model_patcher.get_model_object("model_sampling")
         start, end = (float(sampling.percent_to_sigma(p)) for p in (self.start_percent, self.end_percent))
-        trained = _trained_sigma(sampling, self.timesteps)
+        trained = trained_sigma(sampling, self.timesteps)
         if self.adapters is None:
             start = min(start, trained)
         size = tuple(noise.shape[-2:])
@@ -211,7 +208,7 @@ class MoAHooks:
             known,
             len(noise),
             size,
-            _cut_from(sampling, first, self.end_percent),
+            cut_from(sampling, first, self.end_percent),
             blocks,
             self.strength,
             self.sparse,
@@ -220,9 +217,17 @@ class MoAHooks:
             learned_from=trained,
             numbers=numbers,
         )
-        spans = _spans(guider.conds, prompts, sampling)
         by_number = {prompt.number: prompt for prompt in prompts}
-        return SamplingRun(start, end, Trace(size, blocks), moa, spans, guider.model_patcher, by_number, foreign)
+        return SamplingRun(
+            start,
+            end,
+            Trace(size, blocks),
+            moa,
+            spans(guider.conds, prompts, sampling),
+            guider.model_patcher,
+            by_number,
+            foreign,
+        )
 
     def _shown(self, size: tuple[int, int], latents: Tensor) -> tuple[list[Subject], list[Message]]:
         """The subjects as a run of that size, begun with these latents, is to show them, and what to say of it."""
@@ -249,58 +254,3 @@ class MoAHooks:
             return call and call.changed
 
         return deltas_on(partial(layer_of, model), self.adapters.deltas, now)
-
-
-def _scout(moa: Run, executor, noise, latent_image, sigmas, denoise_mask, seed, **kwargs):
-    """A few coarse steps by the prior alone, from the run's own start; nobody hears of them."""
-    guider = executor.class_obj
-    sampling = guider.model_patcher.get_model_object("model_sampling")
-    later = [
-        float(sampling.sigma(torch.tensor(t))) for t in scouting_timesteps(float(sampling.timestep(sigmas[0])))[1:]
-    ]
-    coarse = torch.tensor([float(sigmas[0]), *later], dtype=sigmas.dtype, device=sigmas.device)
-    if not bool((coarse[:-1] > coarse[1:]).all()):
-        return  # too short a run to look ahead in
-    conds = {name: [dict(c) for c in conds] for name, conds in guider.conds.items()}
-    moa.scouting = True
-    try:
-        euler = comfy.samplers.ksampler("euler")
-        executor(noise, latent_image, euler, coarse, denoise_mask, None, True, seed, **kwargs)
-    finally:
-        moa.scouting = False
-        guider.conds = conds
-    moa.router.finish()
-
-
-def _trained_sigma(sampling, timesteps: int) -> float:
-    """The noise level between the last timestep that a MoA was trained on and the next one."""
-    return math.inf if timesteps == TIMESTEPS else float(sampling.sigma(torch.tensor(timesteps - 0.5)))
-
-
-def _cut_from(sampling, first: float, end_percent: float) -> float:
-    """The noise level at which the opening of a sampling from the level `first` to end_percent is over."""
-    low, high = 0.0, 1.0  # what part of all sampling lies before `first`
-    for _ in range(20):
-        middle = (low + high) / 2
-        low, high = (middle, high) if float(sampling.percent_to_sigma(middle)) > first else (low, middle)
-    opening = opening_end(TIMESTEPS * (1 - low), TIMESTEPS * (1 - end_percent))
-    return float(sampling.percent_to_sigma(1 - opening / TIMESTEPS))
-
-
-def _spans(conds: dict, prompts: list[CONDPrompt], sampling) -> list[tuple[float, float, list[Subject]]]:
-    """When each positive prompt of the guider's is at work (SetTimestepRange), and its subjects."""
-    spans = []
-    for conditioning, prompt in zip(itertools.chain(*conds.values()), prompts, strict=True):
-        if prompt.bound is not None:
-            percents = conditioning.get("start_percent", 0.0), conditioning.get("end_percent", 1.0)
-            start, end = (float(sampling.percent_to_sigma(percent)) for percent in percents)
-            spans.append((start, end, [bound.subject for bound in prompt.bound.bindings]))
-    return spans
-
-
-def _owners(shares: Tensor, numbers: list[int]) -> Tensor:
-    """From the shares [S, B, h, w] of the subjects with these numbers."""
-    if not numbers:
-        return torch.full(shares.shape[1:], -1)
-    best, owner = shares.max(dim=0)
-    return torch.tensor(numbers)[owner].where(best > 0, -1)

@@ -7,7 +7,9 @@ import torch
 from comfy_host import Host, start_host
 from image_experts import adapter
 from lora_files import random_lora
+from narrow_sdxl import narrow_model, shallow_clip
 from safetensors.torch import save_file
+from sdxl import TINY, sdxl_unet
 from toy_models import SHIPPED, shipped
 
 from training.comfyui import Server, find_comfyui, make_base_directory
@@ -56,6 +58,16 @@ def loaded(host):
     """MODEL, CLIP, VAE of the toy checkpoint."""
     with torch.inference_mode():
         return host.run("CheckpointLoaderSimple", "toy.safetensors")
+
+
+@pytest.fixture(scope="session")
+def sdxl(host):
+    """A narrow SDXL: its U-Net in diffusers, and (MODEL, CLIP)."""
+    torch.manual_seed(0)
+    with torch.inference_mode(False):
+        unet = sdxl_unet(**TINY)
+    with torch.inference_mode():
+        return unet, (narrow_model(unet), shallow_clip())
 
 
 @pytest.fixture(scope="session")

@@ -10,9 +10,7 @@ from conftest import unsaturated
 from face_pictures import FaceFinder, embedding, photo
 from image_experts import PROMPT, face_adapter
 from lora_files import random_lora
-from narrow_sdxl import narrow_model, shallow_clip
 from safetensors.torch import save_file
-from sdxl import TINY, sdxl_unet
 
 from tests.host.test_ip_adapter import outside
 from toy_world.shape import IMAGE_SIZE
@@ -90,15 +88,6 @@ def test_no_face_and_several_are_said_and_no_face_at_all_is_refused(host, portra
 def drawn(host, loaded, moa, *people, prompt=PROMPT, **widgets):
     model, clip = host.patch(*loaded[:2], moa, *people, **widgets)
     return host.sample(model, host.prompt(clip, prompt), host.prompt(loaded[1], "ugly"), steps=3)["samples"]
-
-
-@pytest.fixture(scope="module")
-def sdxl(host):
-    torch.manual_seed(0)
-    with torch.inference_mode(False):
-        unet = sdxl_unet(**TINY)
-    with torch.inference_mode():
-        return unet, (narrow_model(unet), shallow_clip())
 
 
 @pytest.mark.parametrize(("family", "ratio"), [("SD 1.5", 2.0), ("SDXL", 1.0)])

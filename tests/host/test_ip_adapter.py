@@ -289,7 +289,7 @@ def test_the_wrong_vision_model_checkpoint_and_file_are_refused_in_a_sentence(ho
 def test_the_list_holds_what_is_read_and_the_usual_names_first(host):
     folder = host.base / "models/ipadapter"
     folder.mkdir(exist_ok=True)
-    files = ["listed.safetensors", "listed-ip-adapter-plus_sd15.safetensors", "listed-ip-adapter-faceid_sd15.bin"]
+    files = ["listed-a.safetensors", "listed-ip-adapter-plus_sd15.safetensors", "listed-ip-adapter-faceid_sd15.bin"]
     for name in (*files, "listed-ip-adapter-faceid_sd15_lora.safetensors", "listed.ckpt"):
         (folder / name).touch()
     try:

@@ -4,9 +4,7 @@ import pytest
 import torch
 from face_pictures import photo
 from lora_files import random_lora
-from narrow_sdxl import narrow_model, shallow_clip
 from safetensors.torch import save_file
-from sdxl import TINY, sdxl_unet
 
 KEY = "moa_bound_prompt"
 PROMPT = "a man in paris"
@@ -43,15 +41,6 @@ def random_photomaker(host, unet, seed: int = 0) -> dict[str, dict[str, torch.Te
                 weight = 0.5 * torch.randn(size, generator=random) / size[-1] ** 0.5
                 lora[f"unet.{name}.to_{layer}_lora.{half}.weight"] = weight
     return {"id_encoder": encoder, "lora_weights": lora}
-
-
-@pytest.fixture(scope="module")
-def sdxl(host):
-    torch.manual_seed(0)
-    with torch.inference_mode(False):
-        unet = sdxl_unet(**TINY)
-    with torch.inference_mode():
-        return unet, narrow_model(unet), shallow_clip()
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +88,7 @@ def test_over_the_whole_picture_it_is_comfyuis_own_photomaker_and_its_lora(host,
     """One photo: the text is what ComfyUI's encoder makes of it, the picture that of Load LoRA with that text."""
     import comfy.clip_vision
 
-    _, model, clip = sdxl
+    model, clip = sdxl[1]
     subject = person(host, maker, 1, area=EVERYWHERE)
     patched, bound = host.patch(model, clip, maker, subject)
     positive, negative, plain = host.prompt(bound, PROMPT), host.prompt(clip, "ugly"), host.prompt(clip, PROMPT)
@@ -143,8 +132,8 @@ def test_of_two_photos_the_word_stands_twice_and_each_is_fused_with_one(
     begin = "fuse_module."
     fusion.load_state_dict({n[len(begin) :]: w for n, w in file["id_encoder"].items() if n.startswith(begin)})
     subject = person(host, maker, 1, 2)
-    bound = host.patch(sdxl[1], sdxl[2], maker, subject)[1]
-    plain = host.prompt(sdxl[2], repeated)[0][0]
+    bound = host.patch(*sdxl[1], maker, subject)[1]
+    plain = host.prompt(sdxl[1][1], repeated)[0][0]
     expected = plain.clone()
     identities = torch.cat([person(host, maker, seed).features for seed in (1, 2)])
     torch.testing.assert_close(subject.features, identities.flatten()[None])
@@ -154,7 +143,7 @@ def test_of_two_photos_the_word_stands_twice_and_each_is_fused_with_one(
 
 def test_a_maker_a_lora_and_weights_each_count_and_a_saved_one_is_the_same(host, sdxl, file, maker):
     """A morph's frames read texts of their own."""
-    _, model, clip = sdxl
+    model, clip = sdxl[1]
     save_file(random_lora(model, None, 2, scale=0.05), host.base / "models/loras/beside-maker.safetensors")
     left, right = torch.zeros(1, 32, 32), torch.zeros(1, 32, 32)
     left[..., :14], right[..., 18:] = 1, 1
