@@ -33,6 +33,7 @@ def main() -> None:
         for file in (
             "ipadapter/ip-adapter-plus-face_sd15.safetensors",
             "clip_vision/CLIP-ViT-H-14.safetensors",
+            "photomaker/photomaker-v1.bin",
             "moa_subjects/ann_00001_.safetensors",
         ):
             (base / "models" / file).parent.mkdir(exist_ok=True)
@@ -43,6 +44,7 @@ def main() -> None:
             load = f"async () => {{ await window.app.loadGraphData({workflow}) }}"
             save("MoALoader", graph(server, load, (750, 620)))
             save("MoAFromIPAdapter", graph(server, FROM_IP_ADAPTER, (860, 350)))
+            save("MoAFromPhotoMaker", graph(server, FROM_PHOTOMAKER, (860, 350)))
             save("MoASaveSubject", graph(server, SAVE_SUBJECT, (820, 300)))
             save("MoALoadSubject", graph(server, LOAD_SUBJECT, (600, 255)))
             save("MoAPatchModel", row([painter.paint(take)[0][0] for take in (PRIOR, WITH_A, WITH_B)]))
@@ -93,6 +95,12 @@ FROM_IP_ADAPTER = f"""() => {{ {EMPTY_GRAPH}
     const patch = add("MoAPatchModel", 650, 90);
     vision.connect(0, adapter, 0); adapter.connect(0, encoder, 0); photo.connect(0, encoder, 1);
     adapter.connect(0, patch, "moa"); encoder.connect(0, patch, slot(patch));
+}}"""
+FROM_PHOTOMAKER = f"""() => {{ {EMPTY_GRAPH}
+    const photomaker = add("MoAFromPhotoMaker", 30, 90), photos = add("LoadImage", 30, 210);
+    const encoder = add("MoASubjectEncoder", 330, 180), patch = add("MoAPatchModel", 650, 90);
+    photomaker.connect(0, encoder, 0); photos.connect(0, encoder, 1);
+    photomaker.connect(0, patch, "moa"); encoder.connect(0, patch, slot(patch));
 }}"""
 SAVE_SUBJECT = f"""() => {{ {EMPTY_GRAPH}
     const moa = add("MoALoader", 30, 90), photo = add("MoAToySubject", 30, 200);

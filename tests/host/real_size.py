@@ -6,7 +6,6 @@ As a script in a process of its own, so that its peak memory is its own: real_si
 from __future__ import annotations
 
 import json
-import resource
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -105,8 +104,9 @@ def sample(folder: Path) -> dict:
 
 
 def peak_gib() -> float:
-    """Of this process so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    """Of this process so far; getrusage would count what the process that started it had taken."""
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) / 2**20
 
 
 def read_for_training(folder: Path, model, clip, vae) -> float:
