@@ -2,9 +2,10 @@
 
 from comfy_api.latest import ComfyExtension, io
 
-from .folders import add_model_folders
 from .from_ip_adapter import MoAFromIPAdapter
 from .from_photomaker import MoAFromPhotoMaker
+from .host.folders import add_model_folders
+from .host.toy_family import register_toy_family
 from .load_subject import MoALoadSubject
 from .loader import MoALoader
 from .lora_subject import MoALoRASubject
@@ -14,7 +15,6 @@ from .router_visualizer import MoARouterVisualizer
 from .save_subject import MoASaveSubject
 from .subject_encoder import MoASubjectEncoder
 from .subject_interpolate import MoASubjectInterpolate
-from .toy_family import register_toy_family
 from .toy_subject import MoAToySubject
 
 add_model_folders()

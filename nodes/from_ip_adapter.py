@@ -20,11 +20,11 @@ from ..moa_core.adapters.ip_adapter_file import (
     load_ip_adapter,
     vision_model,
 )
-from .faces import face_analysis
-from .folders import ip_adapter_files
-from .loaded_ip_adapter import LoadedFaceAdapter, LoadedIPAdapter
-from .pickled_file import read_parts
-from .sockets import CATEGORY, INSIGHTFACE, MOA, SEARCHED
+from .experts.loaded_ip_adapter import LoadedFaceAdapter, LoadedIPAdapter
+from .host.folders import ip_adapter_files
+from .host.pickled_file import read_parts
+from .host.sockets import CATEGORY, INSIGHTFACE, MOA, SEARCHED
+from .photos.faces import face_analysis
 
 AGAIN = "download it again from h94/IP-Adapter or h94/IP-Adapter-FaceID, as .safetensors where there is one"
 

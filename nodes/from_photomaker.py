@@ -10,10 +10,10 @@ from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
 from ..moa_core.adapters.photomaker_file import ADVICE, PhotoMakerFileError, photomaker_of
-from .loaded_photomaker import LoadedPhotoMaker
-from .lora_file import LoRAFile
-from .pickled_file import read_parts
-from .sockets import CATEGORY, MOA, SEARCHED
+from .experts.loaded_photomaker import LoadedPhotoMaker
+from .experts.lora_file import LoRAFile
+from .host.pickled_file import read_parts
+from .host.sockets import CATEGORY, MOA, SEARCHED
 
 
 class MoAFromPhotoMaker(io.ComfyNode):

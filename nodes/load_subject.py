@@ -6,8 +6,8 @@ import hashlib
 from comfy_api.latest import io
 
 from ..moa_core.subjects.subject_file import load_subject
-from .sockets import CATEGORY, MOA_SUBJECT, SEARCHED
-from .subject_files import find_subject, subject_names
+from .host.sockets import CATEGORY, MOA_SUBJECT, SEARCHED
+from .host.subject_files import find_subject, subject_names
 
 
 class MoALoadSubject(io.ComfyNode):

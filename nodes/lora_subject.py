@@ -6,9 +6,9 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..moa_core.subjects.subject import Subject
-from .lora_file import LoRAFile, LoRAs, read_lora
-from .reference_masks import subject_area
-from .sockets import CATEGORY, MOA_SUBJECT, SEARCHED, names_someone, own_word
+from .experts.lora_file import LoRAFile, LoRAs, read_lora
+from .host.sockets import CATEGORY, MOA_SUBJECT, SEARCHED, names_someone, own_word
+from .photos.reference_masks import subject_area
 
 
 class MoALoRASubject(io.ComfyNode):

@@ -12,16 +12,16 @@ from ..moa_core.adapters.ip_adapter_file import SDXL
 from ..moa_core.address import BlockShape
 from ..moa_core.routing.trace import TIMESTEPS
 from ..moa_core.subjects.subject import Subject
-from .adapters import adapters_of
-from .clip_binding import bind_subjects
-from .host_layers import own_modules, unet_blocks
-from .loaded_ip_adapter import LoadedIPAdapter
-from .loaded_photomaker import LoadedPhotoMaker
-from .loader import LoadedMoA
-from .messages import Message, NodeText
-from .sampling_run import KEY, MoAHooks
-from .sockets import CATEGORY, MOA, MOA_SUBJECT, SEARCHED
-from .text_towers import text_towers
+from .experts.adapters import adapters_of
+from .experts.loaded_ip_adapter import LoadedIPAdapter
+from .experts.loaded_moa import LoadedMoA
+from .experts.loaded_photomaker import LoadedPhotoMaker
+from .host.attention_layers import own_modules, unet_blocks
+from .host.messages import Message, NodeText
+from .host.sockets import CATEGORY, MOA, MOA_SUBJECT, SEARCHED
+from .prompt.clip_binding import bind_subjects
+from .prompt.text_towers import text_towers
+from .sampling.sampling_run import KEY, MoAHooks
 
 OTHERS = (LoadedIPAdapter, LoadedPhotoMaker)
 """MOAs that others have trained: their subjects carry them along."""

@@ -19,17 +19,17 @@ from torch import Tensor
 
 from ..moa_core.files.whole_file import write_whole
 from ..moa_core.subjects.subject import Subject
-from .likeness import encoder_of, likeness
-from .loaded_photomaker import LoadedPhotoMaker
-from .lora_file import LoRAs
-from .messages import show_on_node
-from .past_runs import made_by
-from .report_text import report_text
+from .evidence.likeness import encoder_of, likeness
+from .evidence.report_text import report_text
+from .evidence.used_files import used_files
+from .experts.loaded_photomaker import LoadedPhotoMaker
+from .experts.lora_file import LoRAs
+from .host.messages import show_on_node
+from .host.sockets import CATEGORY
 from .router_visualizer import MoARouterVisualizer
-from .run_notes import RunNotes
-from .sampling_run import KEY, MoAHooks
-from .sockets import CATEGORY
-from .used_files import used_files
+from .sampling.past_runs import made_by
+from .sampling.run_notes import RunNotes
+from .sampling.sampling_run import KEY, MoAHooks
 
 FILE_PREFIX = "MoA_report"
 

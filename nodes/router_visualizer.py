@@ -10,11 +10,11 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..moa_core.routing.subject_area import two_classes
-from .messages import Message, NodeText
-from .past_runs import PastRun, Source, closest, made_by
-from .router_picture import batched, draw_sentences, draw_trace
-from .sampling_run import KEY, MoAHooks
-from .sockets import CATEGORY
+from .evidence.router_picture import batched, draw_sentences, draw_trace
+from .host.messages import Message, NodeText
+from .host.sockets import CATEGORY
+from .sampling.past_runs import PastRun, Source, closest, made_by
+from .sampling.sampling_run import KEY, MoAHooks
 
 PIXELS_PER_LATENT = 8
 NOT_SAMPLED = Message(

@@ -7,9 +7,9 @@ from comfy_api.latest import io, ui
 
 from ..moa_core.subjects.subject import Subject
 from ..moa_core.subjects.subject_file import save_subject
-from .lora_file import LoRAs
-from .sockets import CATEGORY, MOA_SUBJECT
-from .subject_files import check_prefix, new_subject_path
+from .experts.lora_file import LoRAs
+from .host.sockets import CATEGORY, MOA_SUBJECT
+from .host.subject_files import check_prefix, new_subject_path
 
 
 class MoASaveSubject(io.ComfyNode):

@@ -7,13 +7,13 @@ from comfy_api.latest import io, ui
 from torch import Tensor
 
 from ..moa_core.subjects.subject import Subject
-from .faces import face_doubts
-from .loaded_ip_adapter import LoadedIPAdapter
-from .loaded_photomaker import LoadedPhotoMaker
-from .loader import LoadedMoA
-from .messages import NodeText
-from .reference_masks import doubts, reference_masks, subject_area
-from .sockets import CATEGORY, MOA, MOA_SUBJECT, SEARCHED, names_someone, own_word
+from .experts.loaded_ip_adapter import LoadedIPAdapter
+from .experts.loaded_moa import LoadedMoA
+from .experts.loaded_photomaker import LoadedPhotoMaker
+from .host.messages import NodeText
+from .host.sockets import CATEGORY, MOA, MOA_SUBJECT, SEARCHED, names_someone, own_word
+from .photos.faces import face_doubts
+from .photos.reference_masks import doubts, reference_masks, subject_area
 
 PICTURES_AT_ONCE = 8
 KEEP_PREVIEW = {"has_intermediate_output": True} if hasattr(io.Schema, "has_intermediate_output") else {}

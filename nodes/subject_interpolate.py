@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from comfy_api.latest import io
 
 from ..moa_core.subjects.subject import Subject, interpolate
-from .lora_file import LoRAs
-from .sockets import CATEGORY, MOA_SUBJECT
+from .experts.lora_file import LoRAs
+from .host.sockets import CATEGORY, MOA_SUBJECT
 
 
 class MoASubjectInterpolate(io.ComfyNode):

@@ -7,7 +7,7 @@ from comfy_api.latest import io
 
 from ..toy_world.draw import draw_person, draw_person_pose
 from ..toy_world.world import ACTIONS, WORDS, someone
-from .sockets import CATEGORY
+from .host.sockets import CATEGORY
 
 
 class MoAToySubject(io.ComfyNode):

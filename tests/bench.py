@@ -158,7 +158,7 @@ def make_models(host, config: dict, vital: range):
 
 def patched(host, model, mixture, area: float, sparse: bool, shares: TrainedShares):
     """The model with a MoA whose routers, after all their work, tell of subjects on that part of the picture."""
-    hooks, learned = host.module("nodes.sampling_run"), mixture.model
+    hooks, learned = host.module("nodes.sampling.sampling_run"), mixture.model
     routed = host.module("moa_core.routing.subject_area").routed_blocks(list(learned.config.blocks))
 
     class AreaHooks(hooks.MoAHooks):
@@ -180,7 +180,8 @@ def image_experts(host, model):
     import comfy.ops
     from comfy.model_patcher import CoreModelPatcher
 
-    images, blocks = host.module("moa_core.adapters.image_expert"), host.module("nodes.host_layers").unet_blocks(model)
+    images = host.module("moa_core.adapters.image_expert")
+    blocks = host.module("nodes.host.attention_layers").unet_blocks(model)
     shapes = [blocks[address] for address in images.file_order(blocks)]
     mixture = images.ImageMixture(shapes, IMAGE_TOKENS, comfy.ops.manual_cast, dtype=model.model_dtype())
     mixture.load_state_dict(random_weights(mixture.state_dict()))
@@ -198,7 +199,7 @@ def with_image_experts(host, model, adapter, area: float):
 
 def with_lora_subjects(host, model, files: list[dict]):
     """The model with LoRA subjects, a quarter of the picture each."""
-    loras, adapters = host.module("nodes.lora_file"), host.module("nodes.adapters")
+    loras, adapters = host.module("nodes.experts.lora_file"), host.module("nodes.experts.adapters")
     subject_class = host.module("moa_core.subjects.subject").Subject
     subjects = [
         subject_class(torch.ones(1, 1), "man", "man", adapter=loras.LoRAs((loras.LoRAFile(f"{n}", file),)))
@@ -227,7 +228,7 @@ def with_loras(model, files: list[dict], load: Callable):
 def told(host, subjects: list, adapters, where: Callable[[int], torch.Tensor]):
     """Hooks whose subjects' places are read as ever, and then told: where(side) is [S, side, side]."""
 
-    class ToldHooks(host.module("nodes.sampling_run").MoAHooks):
+    class ToldHooks(host.module("nodes.sampling.sampling_run").MoAHooks):
         def _start(self, *args):
             run = super()._start(*args)
             router = run.moa.router
@@ -262,10 +263,10 @@ def comfyui_step(host, model, text_dim: int, side: int, masked: list[dict] | Non
     import comfy.sample
     import comfy.samplers
 
-    hooks, binding = host.module("nodes.sampling_run"), host.module("moa_core.subjects.binding")
+    hooks, binding = host.module("nodes.sampling.sampling_run"), host.module("moa_core.subjects.binding")
     attached = model.get_attachment(hooks.KEY)
     bound = () if attached is None else tuple(binding.Binding(3 + n, s) for n, s in enumerate(attached.subjects))
-    note = {host.module("nodes.clip_binding").BOUND_PROMPT: binding.BoundPrompt("a man", bound)}
+    note = {host.module("nodes.prompt.clip_binding").BOUND_PROMPT: binding.BoundPrompt("a man", bound)}
     positive, negative = ([[torch.randn(1, 77, text_dim), extra]] for extra in (note, {}))
     for file, there in zip(masked or (), quarters(8 * side), strict=False):
         hooked = {"mask": there[None], "hooks": comfy.hooks.create_hook_lora(file, 1.0, 0.0), "mask_strength": 1.0}
@@ -275,7 +276,7 @@ def comfyui_step(host, model, text_dim: int, side: int, masked: list[dict] | Non
     sigmas = model.get_model_object("model_sampling").sigmas[[600, 500, 400, 0]]
 
     def step() -> Step:
-        with Watch(host.module("nodes.unet_call")) as watch:
+        with Watch(host.module("nodes.sampling.unet_call")) as watch:
             comfy.samplers.sample(
                 model, noise, positive, negative, 7.0, model.load_device, comfy.samplers.sampler_object("euler"),
                 sigmas, latent_image=latent, disable_pbar=True, callback=watch.after_step,

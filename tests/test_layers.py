@@ -16,6 +16,8 @@ MAY_IMPORT = {
 """Each package of the pack, and which others it may use."""
 ROOMS = ("host", "data", "finetune", "evaluation", "toy")
 """The libraries of training/, from the lowest up: none imports one above it."""
+NODE_ROOMS = ("host", "photos", "experts", "prompt", "sampling", "evidence")
+"""The rooms of nodes/, from the lowest up; the nodes themselves, one file each, stand above them."""
 CORE = (("address", "attention", "files"), ("subjects",), ("routing",), ("adapters", "learned"), ("run",))
 """The rooms of moa_core/ by floor, from the lowest up: none imports one above it or beside it."""
 HOSTS = {"comfy": "nodes", "comfy_api": "nodes", "folder_paths": "nodes"} | {
@@ -73,16 +75,24 @@ def test_a_host_is_imported_on_its_own_side_alone():
             assert HOSTS[host] == name.split(".")[0], f"{name} imports {host}"
 
 
-def test_rooms_of_training_import_downwards_only():
+@pytest.mark.parametrize(("package", "rooms"), [("training", ROOMS), ("nodes", NODE_ROOMS)])
+def test_rooms_import_downwards_only(package, rooms):
     for name in MODULES:
         parts = name.split(".")
-        if parts[0] != "training" or parts[1:2] == [] or parts[1] not in ROOMS:
+        if parts[0] != package or parts[1:2] == [] or parts[1] not in rooms:
             continue
-        above = ROOMS[ROOMS.index(parts[1]) + 1 :]
+        above = rooms[rooms.index(parts[1]) + 1 :]
         for other in imports(name):
-            assert other.split(".")[:2] not in [["training", room] for room in above], (
+            assert other.split(".")[:2] not in [[package, room] for room in above], (
                 f"{name} imports {other}, which is above it"
             )
+
+
+def test_rooms_of_nodes_import_no_node():
+    for name in MODULES:
+        if name.startswith(tuple(f"nodes.{room}" for room in NODE_ROOMS)):
+            for other in (other.split(".") for other in imports(name) if other.startswith("nodes.")):
+                assert other[1] in NODE_ROOMS, f"{name} imports {'.'.join(other)}, which stands above the rooms"
 
 
 def test_rooms_of_moa_core_import_lower_floors_only():

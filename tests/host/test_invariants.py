@@ -87,7 +87,7 @@ def test_the_unpatched_model_and_clip_stay_as_they_were(host, scene, moa):
 
 def test_the_visualizers_colours_end_at_the_largest_share(host):
     """Routers that give the expert a tenth at most are seen as well as those that give it everything."""
-    picture, module = host.module("nodes.router_picture"), host.module("moa_core.address")
+    picture, module = host.module("nodes.evidence.router_picture"), host.module("moa_core.address")
     layer = module.Address.parse("middle.0.0"), "attn1"
     for largest in (0.1, 1.0):
         trace = host.module("moa_core.routing.trace").Trace((2, 2), [])

@@ -108,7 +108,7 @@ def test_comfyui_and_diffusers_agree_on_words_shares_and_pictures(host, loaded, 
     conditioning = [[context, {"moa_bound_prompt": binding.BoundPrompt("a man and a woman", bound), **others}]]
     sigmas = model.get_model_object("model_sampling").sigma(timesteps)
     adapters = host.module("moa_core.adapters.run").Adapters(dict.fromkeys(people, mixture), {})
-    hooks = host.module("nodes.sampling_run").MoAHooks(people, adapters=adapters)
+    hooks = host.module("nodes.sampling.sampling_run").MoAHooks(people, adapters=adapters)
     hooks.attach(model, ip_moa.mixture.clone())
     theirs = calls(model, conditioning, inputs, sigmas)
 

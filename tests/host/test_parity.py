@@ -85,7 +85,7 @@ def test_comfyui_and_diffusers_agree(host, toy_base, shape):
     names = unet_to_ldm(unet.state_dict(), unet.config.layers_per_block)
     weights = {f"model.diffusion_model.{name}": weight.clone() for name, weight in names.items()}
     model = comfy.sd.load_diffusion_model_state_dict(weights, {"dtype": torch.float32})
-    host_moa_class, hooks = host.module("moa_core.learned.moa").MoA, host.module("nodes.sampling_run")
+    host_moa_class, hooks = host.module("moa_core.learned.moa").MoA, host.module("nodes.sampling.sampling_run")
     host_config = host.module("moa_core.learned.moa").MoAConfig.from_json(moa.config.to_json())
     host_moa = host_moa_class(host_config, comfy.ops.manual_cast)
     host_moa.load_state_dict(moa.state_dict())

@@ -163,7 +163,7 @@ def test_of_past_runs_as_many_are_kept_as_fit_and_nobodys_weights(host, couple):
     import gc
 
     model, positive, negative, _ = couple
-    past = host.module("nodes.past_runs")
+    past = host.module("nodes.sampling.past_runs")
     host.sample(model, positive, negative)
     newest = model.get_attachment("moa").runs[-1]
     kept = past.PastRuns(most_bytes=3 * newest.nbytes)

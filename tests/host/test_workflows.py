@@ -40,7 +40,7 @@ def test_the_packs_folders_come_after_all_of_the_users(host, tmp_path, monkeypat
     kinds = (*known, "moa")
     for kind in kinds:  # as extra_model_paths.yaml does, before custom nodes are loaded
         folder_paths.add_model_folder_path(kind, str(extra / kind))
-    host.module("nodes.folders").add_model_folders()
+    host.module("nodes.host.folders").add_model_folders()
     for kind in kinds:
         *users, last = folder_paths.get_folder_paths(kind)
         assert last == str(PACK / "models" / kind)
@@ -116,7 +116,7 @@ def test_the_preview_while_sampling_has_the_pictures_colours(host):
     """ComfyUI's own Latent2RGB with the toy family's colours; after a new autoencoder: training.toy latent-rgb."""
     import latent_preview
 
-    family = host.module("nodes.toy_family").ToyLatents
+    family = host.module("nodes.host.toy_family").ToyLatents
     previewer = latent_preview.Latent2RGBPreviewer(family.latent_rgb_factors, family.latent_rgb_factors_bias)
     vae = host.run("CheckpointLoaderSimple", Path(SHIPPED[0]).name)[2]
     shown, drawn = [], []

@@ -1,4 +1,4 @@
-"""The colours of the toy latents, for ComfyUI's preview while sampling (nodes/toy_family.py holds them)."""
+"""The colours of the toy latents, for ComfyUI's preview while sampling (nodes/host/toy_family.py holds them)."""
 
 from __future__ import annotations
 

@@ -1,0 +1,1 @@
+"""Reference photos: the face in them, the masks that come with them."""

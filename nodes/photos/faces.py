@@ -1,0 +1,143 @@
+"""Faces in photos, found and embedded by insightface: other packs' loaders hand it out, or its package is installed."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import folder_paths
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ...moa_core.adapters.ip_adapter_file import ANTELOPE, BUFFALO
+from ...moa_core.subjects.face_crop import face_crop
+from ..host.messages import Message
+
+RECOGNIZERS = {BUFFALO: "w600k_r50", ANTELOPE: "glintr100"}
+"""Of each of insightface's sets of models the one that makes the embedding."""
+LOOKED_AT = (640, 640)
+"""Pixels that the detector sees of a photo."""
+
+
+@dataclass(frozen=True, eq=False)
+class Face:
+    """The largest face of a photo."""
+
+    embedding: Tensor
+    """[512]"""
+    crop: Tensor
+    """[224, 224, 3] in 0..1."""
+    others: int
+    """How many more faces there are."""
+
+
+def face_analysis(given: Any, models: str, file: str) -> Any:
+    """insightface's FaceAnalysis for a file that reads embeddings of that set of models: what is given, or our own.
+
+    Raises ValueError where there is none, or one of other models.
+    """
+    if given is None:
+        return _installed(models, file)
+    if not callable(getattr(given, "get", None)):
+        raise ValueError(
+            f"MoA From IP-Adapter: what is connected to insightface is a {type(given).__name__} without insightface's "
+            "`get`. Connect the INSIGHTFACE of a loader for IP-Adapters"
+        )
+    recognizer = (getattr(given, "models", None) or {}).get("recognition")
+    found = Path(getattr(recognizer, "model_file", None) or "").stem
+    if found in RECOGNIZERS.values() and found != RECOGNIZERS[models]:
+        raise ValueError(
+            f"MoA From IP-Adapter: '{file}' reads the faces of insightface's {models}, and the INSIGHTFACE connected "
+            f"here uses {found}. Choose {models} in its loader"
+        )
+    return given
+
+
+def _installed(models: str, file: str) -> Any:
+    """With models from where everyone keeps them; insightface itself would fetch them from the network."""
+    folder = Path(folder_paths.models_dir, "insightface", "models", models)
+    if importlib.util.find_spec("insightface") is None:
+        raise ValueError(
+            f"MoA From IP-Adapter: '{file}' knows people by the face embeddings of insightface, and the Python package "
+            "`insightface` is not installed. Install it (pip install insightface onnxruntime), or connect another "
+            "pack's INSIGHTFACE"
+        )
+    if not any(folder.glob("*.onnx")):
+        raise ValueError(
+            f"MoA From IP-Adapter: '{file}' reads the faces of insightface's {models}, and there is no .onnx file in "
+            f"models/insightface/models/{models}. Put the files of insightface's {models}.zip there"
+        )
+    return _loaded(models)
+
+
+@cache
+def _loaded(models: str) -> Any:
+    from insightface.app import FaceAnalysis  # slow, and not everyone has it
+
+    analysis = FaceAnalysis(name=models, root=str(Path(folder_paths.models_dir, "insightface")))
+    analysis.prepare(ctx_id=0, det_size=LOOKED_AT)
+    return analysis
+
+
+def find_face(analysis: Any, picture: Tensor, mask: Tensor | None, form: str) -> Face | None:
+    """The largest face of a picture [H, W, 3] whose middle is in the mask [H, W]; None: there is no face.
+
+    form: of the embedding, by insightface's name.
+    """
+    # A face that fills the picture is too large for the detector: then it looks from twice as far away.
+    for margin in (0, max(picture.shape[:2]) // 2):
+        found = [face for face in _seen(analysis, picture, margin) if mask is None or _within(mask, face.bbox, margin)]
+        if found:
+            largest = max(found, key=lambda face: _area(face.bbox))
+            points = torch.as_tensor(largest.kps).float() - margin
+            embedding = torch.as_tensor(getattr(largest, form)).float().flatten()
+            return Face(embedding, face_crop(picture, points), len(found) - 1)
+    return None
+
+
+def _seen(analysis: Any, picture: Tensor, margin: int) -> list:
+    """insightface's faces of a picture in a black frame."""
+    pixels = (picture.clamp(0, 1) * 255).round().to("cpu", torch.uint8)
+    framed = F.pad(pixels, (0, 0, margin, margin, margin, margin))
+    return list(analysis.get(framed.flip(-1).contiguous().numpy()))  # it takes blue, green, red
+
+
+def _area(box: Sequence[float]) -> float:
+    """Of (left, top, right, bottom)."""
+    return float((box[2] - box[0]) * (box[3] - box[1]))
+
+
+def _within(mask: Tensor, box: Sequence[float], margin: int) -> bool:
+    column, row = (int((box[n] + box[n + 2]) / 2) - margin for n in (0, 1))
+    return 0 <= row < mask.shape[0] and 0 <= column < mask.shape[1] and bool(mask[row, column] > 0.5)
+
+
+def face_doubts(prepared: Sequence) -> list[Message]:
+    """What is to be said of photos, of which some have no face (None), and some several."""
+    found = []
+    without = [number for number, face in enumerate(prepared, 1) if face is None]
+    if without:
+        found.append(
+            Message(
+                f"No face in picture {_listed(without)}: left out.",
+                "insightface finds none there. Use photos with the face large and well lit.",
+            )
+        )
+    crowded = [number for number, face in enumerate(prepared, 1) if isinstance(face, Face) and face.others]
+    if crowded:
+        found.append(
+            Message(
+                f"Several faces in picture {_listed(crowded)}: the largest is taken.",
+                "The preview shows it. Give Subject Encoder a mask of the person, or cut the photo.",
+            )
+        )
+    return found
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    return ", ".join(map(str, numbers))
