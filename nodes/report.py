@@ -96,6 +96,10 @@ class MoAReport(io.ComfyNode):
                 "with": notes and notes.seconds(with_moa=True),
                 "without": notes and notes.seconds(with_moa=False),
             },
+            "timed_steps": {
+                "with": notes.steps(with_moa=True) if notes else 0,
+                "without": notes.steps(with_moa=False) if notes else 0,
+            },
             "subjects": [
                 {"number": number, "word": subject.word, "kind": _kind(subject)}
                 for number, subject in zip(hooks.sockets, hooks.subjects, strict=True)

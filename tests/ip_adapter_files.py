@@ -11,13 +11,13 @@ RANK = 8
 
 
 def random_file(
-    kind: str, shapes, dim: int, width: int = 48, seed: int = 0, hidden: int = 128
+    kind: str, shapes, dim: int, width: int = 48, seed: int = 0, hidden: int = 128, rank: int = RANK
 ) -> dict[str, torch.Tensor]:
     """Weights named and laid out as in ip-adapter_sd15, -plus_sd15, -full-face_sd15, _sdxl and -plus_sdxl_vit-h; and in
     -faceid_sd15, -faceid-plus(v2), -faceid-portrait and -faceid-portrait_sdxl_unnorm.
 
     shapes: of the cross-attentions in the file's order; dim: of the text; width: of what CLIP vision gives; hidden: of
-    the Resampler of -plus.
+    the Resampler of -plus; rank: of a FaceID file's LoRA.
     """
     random = torch.Generator().manual_seed(seed)
 
@@ -61,8 +61,8 @@ def random_file(
         for place, shape in enumerate(shapes):
             for crosses in range(2):
                 for layer, read in (("q", 0), ("k", crosses), ("v", crosses), ("out", 0)):
-                    down = matrix(RANK, shape.context_dim if read else shape.dim)
-                    for half, weight in (("down", down), ("up", 0.5 * matrix(shape.dim, RANK))):
+                    down = matrix(rank, shape.context_dim if read else shape.dim)
+                    for half, weight in (("down", down), ("up", 0.5 * matrix(shape.dim, rank))):
                         name = f"ip_adapter.{2 * place + crosses}.to_{layer}_lora.{half}.weight"
                         weights[name] = weight
     return weights

@@ -12,7 +12,7 @@ def report_text(report: dict[str, Any]) -> str:
 
 
 def _lines(report: dict[str, Any]) -> Iterator[str]:
-    pictures, settings, seconds = report["pictures"], report["settings"], report["seconds_per_step"]
+    pictures, settings = report["pictures"], report["settings"]
     versions = report["versions"]
     yield f"MoA Report (ComfyUI {versions['comfyui']}, MoA {versions['moa']}, torch {versions['torch']})"
     for picture in pictures:
@@ -24,8 +24,8 @@ def _lines(report: dict[str, Any]) -> Iterator[str]:
             f"{_change(picture['change_outside'])} elsewhere"
         )
     yield (
-        f"A step took {_seconds(seconds['with'], 'not known: sample again')} with MoA, without it "
-        f"{_seconds(seconds['without'], 'not known: MoA was at work in all that were timed')}"
+        f"A step took {_seconds(report, 'with', 'not known: sample again')} with MoA, without it "
+        f"{_seconds(report, 'without', 'not known: MoA was at work in all that were timed')}"
     )
     yield f"Device: {report['device']}"
     yield "Settings: " + ", ".join(f"{name} {value}" for name, value in settings.items() if value is not None)
@@ -46,5 +46,6 @@ def _change(share: float | None) -> str:
     return "nothing to measure" if share is None else f"{100 * share:.2f}%"
 
 
-def _seconds(seconds: float | None, unknown: str) -> str:
-    return unknown if seconds is None else f"{seconds:.3f} s"
+def _seconds(report: dict[str, Any], which: str, unknown: str) -> str:
+    seconds, steps = report["seconds_per_step"][which], report["timed_steps"][which]
+    return unknown if seconds is None else f"{seconds:.3f} s (of {steps} timed)"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Container
 from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
@@ -16,23 +16,23 @@ class RunNotes:
     """Of one sampling run."""
 
     settings: dict[str, Any]
-    steps_of_moa: Collection[int]
-    """Numbers of the steps in which MoA is at work."""
     _seconds: dict[bool, list[float]] = field(default_factory=lambda: {True: [], False: []})
-    _last: float | None = None
 
-    def after_each_step(self, callback: Callable | None) -> Callable:
+    def after_each_step(self, callback: Callable | None, steps_of_moa: Container[int]) -> Callable:
         """A sampler's callback that notes the time and goes on to the host's own.
 
-        The first step is not counted: a part of it is spent on what happens once.
+        steps_of_moa: the numbers of the steps in which MoA is at work. The first step is not counted: a part of it is
+        spent on what happens once.
         """
+        last: float | None = None
 
         def note(step: int, *args: Any, **kwargs: Any) -> Any:
+            nonlocal last
             now = time.perf_counter()
-            if self._last is not None:
-                self._seconds[step in self.steps_of_moa].append(now - self._last)
+            if last is not None:
+                self._seconds[step in steps_of_moa].append(now - last)
             out = None if callback is None else callback(step, *args, **kwargs)
-            self._last = time.perf_counter()
+            last = time.perf_counter()
             return out
 
         return note
@@ -41,6 +41,10 @@ class RunNotes:
         """The median time of a step with or without MoA at work in it; None where no such step was timed."""
         timed = self._seconds[with_moa]
         return median(timed) if timed else None
+
+    def steps(self, with_moa: bool) -> int:
+        """How many steps that median is of."""
+        return len(self._seconds[with_moa])
 
 
 def settings_of(guider, sampler, sigmas: Tensor) -> dict[str, Any]:

@@ -140,13 +140,15 @@ class MoAHooks:
         if same_sampling:
             run.trace.goes_on_from([(past.trace, picture) for past, picture in sources])
         at_work = [bound and run.end_sigma <= sigma <= run.start_sigma for sigma in sigmas[:-1].tolist()]
-        notes = RunNotes(settings_of(guider, sampler, sigmas), {n for n, works in enumerate(at_work) if works})
-        rest = (denoise_mask, notes.after_each_step(callback), disable_pbar, seed)
+        notes = RunNotes(settings_of(guider, sampler, sigmas))
+        steps_of_moa = {n for n, works in enumerate(at_work) if works}
+        rest = (denoise_mask, notes.after_each_step(callback, steps_of_moa), disable_pbar, seed)
         outer, self._run = self._run, run
         try:
             with self._deltas(guider.model_patcher):
                 if bound and run.moa.wants_scouting:
-                    scout(run.moa, executor, noise, latent_image, sigmas, denoise_mask, seed, **kwargs)
+                    timed = notes.after_each_step(None, ())
+                    scout(run.moa, executor, noise, latent_image, sigmas, denoise_mask, timed, seed, **kwargs)
                 samples = executor(noise, latent_image, sampler, sigmas, *rest, **kwargs)
         finally:
             self._run = outer

@@ -9,8 +9,8 @@ from ...moa_core.routing.word_router import scouting_timesteps
 from ...moa_core.run import Run
 
 
-def scout(moa: Run, executor, noise, latent_image, sigmas, denoise_mask, seed, **kwargs):
-    """A few coarse steps by the prior alone, from the run's own start; nobody hears of them."""
+def scout(moa: Run, executor, noise, latent_image, sigmas, denoise_mask, callback, seed, **kwargs):
+    """A few coarse steps by the prior alone, from the run's own start; nobody but the callback hears of them."""
     guider = executor.class_obj
     sampling = guider.model_patcher.get_model_object("model_sampling")
     later = [
@@ -23,7 +23,7 @@ def scout(moa: Run, executor, noise, latent_image, sigmas, denoise_mask, seed, *
     moa.scouting = True
     try:
         euler = comfy.samplers.ksampler("euler")
-        executor(noise, latent_image, euler, coarse, denoise_mask, None, True, seed, **kwargs)
+        executor(noise, latent_image, euler, coarse, denoise_mask, callback, True, seed, **kwargs)
     finally:
         moa.scouting = False
         guider.conds = conds

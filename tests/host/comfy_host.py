@@ -63,12 +63,12 @@ class Host:
         latent = others.pop("latent", {"samples": torch.zeros(batch, 4, size, size)})
         return self.run("KSampler", model, seed, steps, cfg, sampler, "normal", positive, negative, latent, **others)[0]
 
-    def subject(self, moa, seed: int = 0, word: str = "man"):
+    def subject(self, moa, seed: int = 0, word: str = "man", **widgets):
         """Of a picture; without a MOA of the LoRA `random-<seed>`."""
         if moa is None:
-            return self.run("MoALoRASubject", f"random-{seed}.safetensors", word)[0]
+            return self.run("MoALoRASubject", f"random-{seed}.safetensors", word, **widgets)[0]
         picture = torch.rand(1, WORD_SIZE, WORD_SIZE, 3, generator=torch.Generator().manual_seed(seed))
-        return self.run("MoASubjectEncoder", moa, picture, word)[0]
+        return self.run("MoASubjectEncoder", moa, picture, word, **widgets)[0]
 
     def patch(self, model, clip, moa, *subjects, **widgets):
         chosen = {f"subject{i}": subject for i, subject in enumerate(subjects)}

@@ -1,6 +1,7 @@
-"""SDXL and the models of ip-adapter-plus_sdxl_vit-h at their size, with random weights, through ComfyUI's nodes.
+"""SDXL, and the adapters that people have for it, at their size, with random weights, through ComfyUI's nodes.
 
-As a script in a process of its own, so that its peak memory is its own: real_sdxl.py make|sample FOLDER
+As a script in processes of their own, so that their peak memory is their own:
+real_sdxl.py make|sample|make_faces|sample_faces FOLDER
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from real_size import VAE, main, random_weight
 from torch import Tensor
 
 CHECKPOINT, ADAPTER, VISION = "sdxl.safetensors", "ip-adapter-plus_sdxl_vit-h.safetensors", "vit-h.safetensors"
+FACEID, PHOTOMAKER = "ip-adapter-faceid-plusv2_sdxl.bin", "photomaker-v1.bin"
 
 
 def write(path: Path, shapes: Mapping[str, Tensor]) -> float:
@@ -124,5 +126,68 @@ def sample(folder: Path) -> dict:
     }
 
 
+def make_faces(folder: Path) -> dict:
+    """A FaceID-plusv2 file with its LoRA of rank 128 and a PhotoMaker file with its LoRA of rank 64, in fp16."""
+    from comfy_host import start_host
+
+    host = start_host(folder)
+    from ip_adapter_files import random_file
+    from photomaker_files import random_photomaker
+    from sdxl import sdxl_unet
+
+    from moa_core.adapters.image_expert import file_order
+    from moa_core.address import block_shapes
+
+    with torch.device("meta"):
+        unet = sdxl_unet()
+    blocks, files = block_shapes(unet.state_dict()), {}
+    shapes = [blocks[address] for address in file_order(blocks)]
+    faceid = {"image_proj": {}, "ip_adapter": {}}
+    for full, weight in random_file("faceid-plusv2", shapes, 2048, width=1280, rank=128).items():
+        part, name = full.split(".", 1)
+        faceid[part][name] = (0.2 * weight if "lora" in name else weight).half()
+    files["ipadapter", FACEID] = faceid
+    photomaker = random_photomaker(host, unet, rank=64)
+    photomaker["lora_weights"] = {name: 0.2 * weight for name, weight in photomaker["lora_weights"].items()}
+    files["photomaker", PHOTOMAKER] = {
+        part: {name: weight.half() for name, weight in weights.items()} for part, weights in photomaker.items()
+    }
+    for (kind, name), parts in files.items():
+        (folder / "models" / kind).mkdir(exist_ok=True)
+        torch.save(parts, folder / "models" / kind / name)
+    sizes = ((folder / "models" / kind / name).stat().st_size / 1e9 for kind, name in files)
+    return dict(zip(("faceid_gb", "photomaker_gb"), sizes, strict=True))
+
+
+def sample_faces(folder: Path) -> dict:
+    """The checkpoint alone, and with a man by his face and a woman by two photos, two steps at 256x256 each."""
+    from comfy_host import start_host
+
+    host = start_host(folder)
+    from comfy.cli_args import args
+    from face_pictures import FaceFinder, photo
+
+    args.fp16_unet = True
+    prompt = "a man and a woman in paris"
+    pictures = torch.rand(2, 300, 240, 3, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        model, clip, _ = host.run("CheckpointLoaderSimple", CHECKPOINT)
+        faceid = host.run("MoAFromIPAdapter", FACEID, host.run("CLIPVisionLoader", VISION)[0], FaceFinder())[0]
+        maker = host.run("MoAFromPhotoMaker", PHOTOMAKER)[0]
+        man = host.run("MoASubjectEncoder", faceid, photo((40, 20, 30, 40)), "man")[0]
+        woman = host.run("MoASubjectEncoder", maker, pictures, "woman")[0]
+        out = {}
+        for name, people in (("prior", ()), ("both", (man, woman)), ("woman", (woman,))):
+            patched, bound_clip = host.patch(model, clip, None, *people) if people else (model, clip)
+            positive, negative = host.prompt(bound_clip, prompt), host.prompt(bound_clip, "bad")
+            out[name] = host.sample(patched, positive, negative, steps=2, size=32)["samples"]
+    return {
+        "both_change": (out["both"] - out["prior"]).abs().max().item(),
+        "man_changes": (out["both"] - out["woman"]).abs().max().item(),
+        "woman_changes": (out["woman"] - out["prior"]).abs().max().item(),
+        "finite": all(bool(each.isfinite().all()) for each in out.values()),
+    }
+
+
 if __name__ == "__main__":
-    main(make, sample)
+    main(make, sample, make_faces, sample_faces)

@@ -129,10 +129,10 @@ def read_for_training(folder: Path, model, clip, vae) -> float:
     return max(float((a - b).abs().max() / b.abs().max()) for a, b in pairs)
 
 
-def main(make: Callable[[Path], dict], sample: Callable[[Path], dict]) -> None:
+def main(*steps: Callable[[Path], dict]) -> None:
     here = Path(__file__).resolve()
     sys.path[:0] = [str(here.parents[2]), str(here.parents[1]), str(here.parent)]
-    figures = {"make": make, "sample": sample}[sys.argv[1]](Path(sys.argv[2]))
+    figures = {step.__name__: step for step in steps}[sys.argv[1]](Path(sys.argv[2]))
     print(json.dumps({"peak_gib": peak_gib()} | figures))
 
 

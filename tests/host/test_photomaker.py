@@ -4,43 +4,12 @@ import pytest
 import torch
 from face_pictures import photo
 from lora_files import random_lora
+from photomaker_files import of_comfyui, random_photomaker
 from safetensors.torch import save_file
 
 KEY = "moa_bound_prompt"
 PROMPT = "a man in paris"
 EVERYWHERE = torch.ones(1, 32, 32)
-
-
-def of_comfyui(host) -> dict:
-    """The module of ComfyUI's own PhotoMaker nodes."""
-    return host.nodes["PhotoMakerLoader"].execute.__func__.__globals__
-
-
-def random_photomaker(host, unet, seed: int = 0) -> dict[str, dict[str, torch.Tensor]]:
-    """Laid out as photomaker-v1.bin: CLIP ViT-L of one layer, the fusion, a LoRA of the attentions.
-
-    What float16 can say: ComfyUI's own encoder has it in that.
-    """
-    random = torch.Generator().manual_seed(seed)
-    encoder = {
-        name: (
-            (1.0 if "norm" in name and name.endswith("weight") else 0.0)
-            + torch.randn(weight.shape, generator=random) / max(weight.shape[-1:], default=1) ** 0.5
-        )
-        .half()
-        .float()
-        for name, weight in of_comfyui(host)["PhotoMakerIDEncoder"]().state_dict().items()
-        if not name.endswith("position_ids")
-    }
-    lora = {}
-    for name in unet.attn_processors:
-        attention = unet.get_submodule(name.removesuffix(".processor"))
-        for layer in ("q", "k", "v", "out"):
-            module = attention.to_out[0] if layer == "out" else attention.get_submodule(f"to_{layer}")
-            for half, size in (("down", (4, module.in_features)), ("up", (module.out_features, 4))):
-                weight = 0.5 * torch.randn(size, generator=random) / size[-1] ** 0.5
-                lora[f"unet.{name}.to_{layer}_lora.{half}.weight"] = weight
-    return {"id_encoder": encoder, "lora_weights": lora}
 
 
 @pytest.fixture(scope="module")

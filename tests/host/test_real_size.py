@@ -38,13 +38,17 @@ def test_sd15_size_through_the_loaders_and_ksampler(tmp_path):
 
 
 @pytest.mark.slow
-def test_sdxl_size_with_the_ip_adapter_plus_and_with_two_loras_through_the_loaders_and_ksampler(tmp_path):
-    """Seven minutes on one core; 9 GB of disk, 14 GiB of memory, of which the host maps half from the checkpoint."""
+def test_sdxl_size_with_each_kind_of_adapter_through_the_loaders_and_ksampler(tmp_path):
+    """IP-Adapter plus, two LoRAs; FaceID-plusv2 beside PhotoMaker. A quarter of an hour on one core; 13 GB of disk,
+    PEAK of memory, of which the host maps half from the checkpoint.
+    """
     folder = make_base_directory(tmp_path / "base")
     try:
         made = run("make", folder, "real_sdxl.py")
         assert 6.9 < made["checkpoint_gb"] < 7.0 and 0.84 < made["adapter_gb"] < 0.86 and made["layers"] == 70
         sampled = run("sample", folder, "real_sdxl.py")
+        made_faces = run("make_faces", folder, "real_sdxl.py")
+        faces = run("sample_faces", folder, "real_sdxl.py")
     finally:
         shutil.rmtree(folder / "models")
     assert sampled["family"] == sampled["base"] == "SDXL" and sampled["tokens"] == [16, 2048]
@@ -53,3 +57,6 @@ def test_sdxl_size_with_the_ip_adapter_plus_and_with_two_loras_through_the_loade
     assert sampled["masks"] == [2, 256, 256]
     assert sampled["loras_change"] > 1e-3 and sampled["changed_layers"] == 722  # 10 a transformer, 2 round each of 11
     assert sampled["peak_gib"] < 17
+    assert 1.3 < made_faces["faceid_gb"] < 1.6 and 0.8 < made_faces["photomaker_gb"] < 1.0  # the published 1.5 and 0.9
+    assert faces["finite"] and min(faces["man_changes"], faces["woman_changes"]) > 1e-3
+    assert faces["peak_gib"] < 17

@@ -77,18 +77,23 @@ def test_who_is_painted_as_in_the_reference_is_as_like_as_can_be_and_the_best(ho
         assert told["pictures"][1]["change_inside"] == 0.0
 
 
-@pytest.mark.parametrize(("kind", "start", "known"), [
-    ("ip_moa", 0.0, {"with"}), ("moa", 0.5, {"with", "without"}), ("moa", 1.0, {"without"})
+@pytest.mark.parametrize(("kind", "start", "area", "known"), [
+    ("ip_moa", 0.0, None, {"with": 5, "without": 1}),  # one of the two of the scouting
+    ("ip_moa", 0.0, torch.ones(1, 16, 16), {"with": 5}),
+    ("moa", 0.5, None, {"with": 3, "without": 2}),
+    ("moa", 1.0, None, {"without": 5}),
 ])  # fmt: skip
-def test_it_says_what_it_knows_of_the_steps_and_what_it_does_not(host, loaded, request, kind, start, known):
+def test_it_says_what_it_knows_of_the_steps_and_what_it_does_not(host, loaded, request, kind, start, area, known):
     """A run notes its steps' times, with MoA at work and without."""
     (model, clip, vae), used = loaded, request.getfixturevalue(kind)
-    patched, patched_clip = host.patch(model, clip, used, host.subject(used, 1), start_percent=start, strength=0.7)
+    subject = host.subject(used, 1, area=area)
+    patched, patched_clip = host.patch(model, clip, used, subject, start_percent=start, strength=0.7)
     positive, negative = host.prompt(patched_clip, "a man in paris"), host.prompt(patched_clip, "")
     latents = host.sample(patched, positive, negative, steps=6, cfg=3.0)
     image = vae.decode(latents["samples"])
     text, told = report(host, patched, latents, image, image)
-    assert {name for name, value in told["seconds_per_step"].items() if value is not None} == known
+    assert {name for name, value in told["seconds_per_step"].items() if value is not None} == known.keys()
+    assert told["timed_steps"] == {"with": 0, "without": 0} | known
     assert ("without it not known" in text) == ("without" not in known)
     asked = {"strength": 0.7, "start_percent": start, "sampler": "euler", "steps": 6, "cfg": 3.0, "width": 128}
     assert asked.items() <= told["settings"].items()
