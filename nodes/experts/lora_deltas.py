@@ -108,6 +108,9 @@ def _for_another_family(model: ModelPatcher, file: LoRAFile, found: str) -> str:
 def _own_weight(model: ModelPatcher, key: str) -> Tensor:
     """The checkpoint's, without what other nodes patch, in float32 on the CPU."""
     weight, convert = model.get_key_patches(key)[key][0]
+    layer = model.model.get_submodule(key.rpartition(".")[0])
+    if hasattr(layer, "get_weight"):  # ComfyUI-GGUF's: the weight is quantized bytes, and its clone is itself
+        return torch.Tensor(layer.get_weight(weight, torch.float32)).cpu().clone()
     return convert(weight.detach().clone(), inplace=True).to("cpu", torch.float32)
 
 

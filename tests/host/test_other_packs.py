@@ -5,6 +5,8 @@ import copy
 
 import pytest
 import torch
+from lora_files import random_lora
+from safetensors.torch import save_file
 
 from training.comfyui import NAME, PACK
 
@@ -309,3 +311,73 @@ def test_a_model_split_over_several_devices_is_refused_in_moas_words(host, loade
         split.set_additional_models("multigpu", [other])
         model, bound_clip = host.patch(split, clip, each_moa, person)
         host.sample(model, host.prompt(bound_clip, PROMPT), host.prompt(clip, "ugly"), steps=1)
+
+
+class QuantizedWeight(torch.Tensor):
+    """As ComfyUI-GGUF keeps a weight: bytes and a scale, of a shape that they do not have, which copy nothing."""
+
+    @staticmethod
+    def of(weight: torch.Tensor) -> "QuantizedWeight":
+        scale = weight.abs().max() / 127
+        made = (weight / scale).round().to(torch.int8).reshape(1, -1).as_subclass(QuantizedWeight)
+        made.scale, made.real_shape = scale, weight.shape
+        return made
+
+    @property
+    def shape(self):
+        return self.real_shape
+
+    def clone(self, *args, **kwargs):
+        return self
+
+    detach = clone
+
+    def plain(self) -> torch.Tensor:
+        return (self.as_subclass(torch.Tensor).float() * self.scale).view(self.real_shape)
+
+
+def quantized(host):
+    """The toy model with the weights of its attentions and convolutions quantized, and the same values in floats."""
+    import comfy.ops
+
+    class Layer:
+        def get_weight(self, tensor, dtype):
+            return tensor.plain().to(dtype) if isinstance(tensor, QuantizedWeight) else tensor.to(dtype)
+
+        def forward(self, x):
+            weight = self.get_weight(self.weight, x.dtype)
+            if weight.ndim == 2:
+                return torch.nn.functional.linear(x, weight, self.bias)
+            return self._conv_forward(x, weight, self.bias)
+
+    kinds = {base: type(base.__name__, (Layer, base), {}) for base in (
+        comfy.ops.disable_weight_init.Linear, comfy.ops.disable_weight_init.Conv2d
+    )}  # fmt: skip
+    models = [host.run("CheckpointLoaderSimple", "toy.safetensors")[0] for _ in range(2)]
+    for layer, same in zip(*(each.model.diffusion_model.modules() for each in models), strict=True):
+        kind = next((kind for base, kind in kinds.items() if isinstance(layer, base)), None)
+        if kind is not None:
+            weight = QuantizedWeight.of(layer.weight)
+            same.weight.copy_(weight.plain())
+            layer.__class__ = kind
+            layer.weight = torch.nn.Parameter(weight, requires_grad=False)
+    return models
+
+
+@pytest.mark.parametrize("kind", ["lora", "dora"])
+def test_a_lora_over_another_packs_quantized_weights_is_what_it_is_over_their_values(host, loaded, kind):
+    models = quantized(host)
+    name = f"over-quantized-{kind}.safetensors"
+    save_file(random_lora(loaded[0], kind=kind), host.base / "models/loras" / name)
+    drawn = []
+    for model in models:
+        patched, clip = host.patch(model, loaded[1], None, host.run("MoALoRASubject", name, "man")[0])
+        positive, negative = host.prompt(clip, PROMPT), host.prompt(clip, "ugly")
+        prior = host.sample(model, positive, negative, steps=2)["samples"]
+        drawn += [prior, host.sample(patched, positive, negative, steps=2)["samples"]]
+        assert torch.equal(
+            host.sample(model, positive, negative, steps=2)["samples"], prior
+        )  # nothing of it is changed
+    of_bytes, with_lora, of_values, expected = drawn
+    assert differ(expected, of_values) and (of_bytes - of_values).abs().max() < 1e-4
+    assert (with_lora - expected).abs().max() < 1e-4 * (expected - of_values).abs().max()
