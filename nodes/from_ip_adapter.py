@@ -41,7 +41,7 @@ class MoAFromIPAdapter(io.ComfyNode):
                 "that person's word, and nowhere else. No masks to draw; several people, each their own. FaceID files "
                 "are for research only, as insightface's models are."
             ),
-            search_aliases=["ipadapter", "photo", "insightface", "face id", *SEARCHED],
+            search_aliases=["ipadapter", "photo", "insightface", *SEARCHED],
             inputs=[
                 io.Combo.Input(
                     "ipadapter_name",

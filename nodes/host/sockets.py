@@ -22,6 +22,7 @@ SEARCHED = [
     "photomaker",
     "pulid",
     "faceid",
+    "face id lora",
     "ip-adapter",
     "instantid",
 ]

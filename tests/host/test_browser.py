@@ -17,8 +17,8 @@ OURS = ("moa", NAME)
 DESIGNS = ["classic", "new"]
 SEARCHES = [
     "face", "person", "people", "portrait", "identity", "character", "consistent character", "face swap", "swap",
-    "morph", "photomaker", "pulid", "faceid", "ip-adapter", "instantid", "two loras", "character lora", "regional lora",
-    "likeness",
+    "morph", "photomaker", "pulid", "faceid", "face id lora", "ip-adapter", "instantid", "two loras", "character lora",
+    "regional lora", "likeness",
 ]  # fmt: skip
 SHOWN = {
     "classic": "() => { const [i] = app.graph._nodes.find(n => n.type === 'MoASubjectEncoder').imgs;"
