@@ -4,6 +4,7 @@ from comfy_api.latest import ComfyExtension, io
 
 from .from_ip_adapter import MoAFromIPAdapter
 from .from_photomaker import MoAFromPhotoMaker
+from .host.example_photo import add_example_photo
 from .host.folders import add_model_folders
 from .host.toy_family import register_toy_family
 from .load_subject import MoALoadSubject
@@ -18,6 +19,7 @@ from .subject_interpolate import MoASubjectInterpolate
 from .toy_subject import MoAToySubject
 
 add_model_folders()
+add_example_photo()
 register_toy_family()
 
 

@@ -20,7 +20,8 @@ BANDS = {"Face shapes", "Swap one of two", "Exchange two people", "Two LoRAs, tw
 BESIDE = {"Two LoRAs, two people": ["Both LoRAs loaded", "As LoRA subjects"]}
 """Titles, where not all pictures are shown: three bands would cut heads off."""
 SAID = {
-    "Your photo, your checkpoint": "an IP-Adapter in SD 1.5\nor SDXL, routed by words",
+    "Your photo, your checkpoint": "an IP-Adapter in SD 1.5,\nrouted by words",
+    "Your photo, your SDXL checkpoint": "an IP-Adapter in SDXL,\nrouted by words",
     "Your LoRAs, your checkpoint": "two LoRAs in SD 1.5\nor SDXL, one word each",
 }
 """Of workflows that nobody has run yet."""

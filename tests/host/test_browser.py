@@ -11,7 +11,7 @@ from test_blueprints import BLUEPRINTS, inside
 
 from toy_world.shape import IMAGE_SIZE
 from training.comfyui import NAME
-from training.comfyui.templates import NAMES, read, to_api
+from training.comfyui.templates import FOR_A_PHOTO, NAMES, read, to_api
 
 OURS = ("moa", NAME)
 DESIGNS = ["classic", "new"]
@@ -189,14 +189,16 @@ def test_a_blueprint_is_found_like_a_node_and_holds_its_own(page, name):
     assert [c for c in page.complaints if any(name in c for name in OURS)] == []
 
 
-def test_a_template_offers_the_files_that_it_needs(page, tmp_path):
-    load(page, "Your photo, your checkpoint")
+@pytest.mark.parametrize("name", FOR_A_PHOTO)
+def test_a_template_offers_the_files_that_it_needs_and_lacks_no_photo(page, tmp_path, name):
+    load(page, name)
     page.get_by_test_id("error-overlay-see-errors").click()
     rows = page.get_by_test_id("missing-model-importable-rows")
     rows.wait_for()
+    assert not page.get_by_text("Missing Inputs").count()
     screenshot(page, tmp_path / "offered.png")
     page.context.route("https://huggingface.co/**", lambda route: route.fulfill(body="a file"))
-    loaders = [n for n in read("Your photo, your checkpoint")["nodes"] if "models" in n["properties"]]
+    loaders = [n for n in read(name)["nodes"] if "models" in n["properties"]]
     opened = []
     for node, button in zip(loaders, rows.get_by_role("button", name="Download").all(), strict=True):
         assert rows.get_by_text(node["widgets_values"][0], exact=True).is_visible()

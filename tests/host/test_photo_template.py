@@ -1,5 +1,6 @@
 """The templates for everybody's own checkpoint, with a photo and an IP-Adapter or with LoRAs, in a real ComfyUI."""
 
+import pytest
 import torch
 from image_experts import adapter, picture
 from lora_files import random_lora
@@ -7,34 +8,44 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from toy_world.shape import IMAGE_SIZE
-from training.comfyui.templates import read, to_api
+from training.comfyui.templates import FOR_A_PHOTO, read, to_api
+
+SIDE = 128
+"""Of the pictures, in pixels: a narrow SDXL has 70 attentions."""
 
 
-def test_the_template_for_photos_runs_on_random_files_of_the_published_layout(host, loaded, toy_base, tmp_path):
-    """A toy checkpoint, and random weights in the adapter that it names."""
+@pytest.mark.parametrize("name", FOR_A_PHOTO)
+def test_the_templates_for_photos_run_at_once_on_random_files_of_the_published_layout(
+    host, loaded, sdxl, toy_base, tmp_path, name
+):
+    """A toy checkpoint or a narrow SDXL, random weights in the adapter that the template names, and first the toy
+    person that the pack puts where Load Image looks."""
     import folder_paths
 
     info = {name: {"input": node.INPUT_TYPES()} for name, node in host.nodes.items()}
-    api = to_api(read("Your photo, your checkpoint"), info)
+    api = to_api(read(name), info)
     widgets = {node["class_type"]: node["inputs"] for node in api.values()}
     file = widgets["MoAFromIPAdapter"]["ipadapter_name"].removesuffix(".safetensors")
+    unet, checkpoint = (sdxl[0], (*sdxl[1], loaded[2])) if "sdxl" in file else (toy_base.unet, loaded)
     ready = {
-        "CheckpointLoaderSimple": loaded,
-        "MoAFromIPAdapter": (adapter(host, toy_base.unet, tmp_path, "plus", file),),
+        "CheckpointLoaderSimple": checkpoint,
+        "MoAFromIPAdapter": (adapter(host, unet, tmp_path, "plus", file),),
     }
-    widgets["EmptyLatentImage"].update(width=IMAGE_SIZE, height=IMAGE_SIZE)
-    widgets["KSampler"]["steps"] = 4
+    widgets["EmptyLatentImage"].update(width=SIDE, height=SIDE)
+    widgets["KSampler"]["steps"] = 3
 
-    def paint(photo):
-        pixels = (255 * picture(photo)[0]).byte().numpy()
-        Image.fromarray(pixels).save(f"{folder_paths.get_input_directory()}/{widgets['LoadImage']['image']}")
+    def paint():
         return host.run_graph(api, ready, "VAEDecode")[0]
 
-    drawn = paint(0)
-    assert drawn.shape == (1, IMAGE_SIZE, IMAGE_SIZE, 3) and (drawn - paint(1)).abs().max() > 1e-2
+    drawn = paint()
+    photo = Image.fromarray((255 * picture()[0]).byte().numpy())
+    photo.save(f"{folder_paths.get_input_directory()}/mine.png")
+    of_toy, widgets["LoadImage"]["image"] = widgets["LoadImage"]["image"], "mine.png"
+    assert drawn.shape == (1, SIDE, SIDE, 3) and (drawn - paint()).abs().max() > 1e-2
     widgets["MoASubjectEncoder"]["word"] = "nobody"  # whom the prompt does not name: the checkpoint alone
-    alone = paint(0)
-    assert torch.equal(alone, paint(1)) and (drawn - alone).abs().max() > 1e-2
+    alone = paint()
+    widgets["LoadImage"]["image"] = of_toy
+    assert torch.equal(alone, paint()) and (drawn - alone).abs().max() > 1e-2
 
 
 def test_the_template_for_loras_runs_on_random_files_of_the_names_in_it(host, loaded):

@@ -16,7 +16,9 @@ from toy_world.draw import draw_scene
 from toy_world.shape import IMAGE_SIZE
 from toy_world.world import ACTIONS, WORDS, sample_scene
 from training.comfyui import NAME, PACK
-from training.comfyui.templates import ENDING, NAMES
+from training.comfyui.templates import ENDING, NAMES, read
+
+EXAMPLE = "moa-toy-person.png"
 
 
 def pixels(image: Image.Image) -> np.ndarray:
@@ -57,6 +59,24 @@ def test_the_template_browser_lists_every_workflow_with_its_picture(fresh_server
     for name in (name + ENDING for name in NAMES):
         thumbnail = Image.open(io.BytesIO(fresh_server.get(f"/api/workflow_templates/{NAME}/{quote(name)}.jpg")))
         assert thumbnail.format == "JPEG" and thumbnail.width == thumbnail.height
+
+
+def test_a_toy_person_is_where_the_templates_look_for_a_photo_and_replaces_nobodys_picture(
+    host, fresh_server, tmp_path, monkeypatch, caplog
+):
+    import folder_paths
+
+    listed = fresh_server.get("/object_info")["LoadImage"]["input"]["required"]["image"][0]
+    shown = {node["widgets_values"][0] for name in NAMES for node in read(name)["nodes"] if node["type"] == "LoadImage"}
+    assert shown == set(listed) == {EXAMPLE}
+    monkeypatch.setattr(folder_paths, "get_input_directory", lambda: str(tmp_path))
+    add_example_photo = host.module("nodes.host.example_photo").add_example_photo
+    (tmp_path / EXAMPLE).write_bytes(b"somebody's own")
+    add_example_photo()
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [(EXAMPLE, b"somebody's own")]
+    monkeypatch.setattr(folder_paths, "get_input_directory", lambda: str(tmp_path / EXAMPLE))  # where nothing can be
+    add_example_photo()
+    assert str(tmp_path / EXAMPLE / EXAMPLE) in caplog.text and "Choose a photo of your own" in caplog.text
 
 
 def draw(host, seed, pose="standing", word="man"):
