@@ -6,6 +6,7 @@ To be run when the toy models or a node's look have changed. Needs ComfyUI and a
 from __future__ import annotations
 
 import io
+import json
 import tempfile
 from pathlib import Path
 
@@ -31,20 +32,22 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         base = make_base_directory(Path(folder))
         for file in (
+            "checkpoints/v1-5-pruned-emaonly-fp16.safetensors",
             "ipadapter/ip-adapter-plus-face_sd15.safetensors",
-            "clip_vision/CLIP-ViT-H-14.safetensors",
+            "clip_vision/CLIP-ViT-H-14-laion2B-s32B-b79K.safetensors",
             "photomaker/photomaker-v1.bin",
             "moa_subjects/ann_00001_.safetensors",
         ):
             (base / "models" / file).parent.mkdir(exist_ok=True)
             (base / "models" / file).touch()  # names for the widgets
+        settings = base / "user/default/comfy.settings.json"
+        settings.parent.mkdir(parents=True)
+        settings.write_text('{"Comfy.TutorialCompleted": true}')  # no welcome over the canvas
         with Server(find_comfyui(), base) as server:
             painter = ComfyUIPainter(server)
-            workflow = (PACK / "workflows" / "One person (MoA).json").read_text(encoding="utf-8")
-            load = f"async () => {{ await window.app.loadGraphData({workflow}) }}"
-            save("MoALoader", graph(server, load, (750, 620)))
-            save("MoAFromIPAdapter", graph(server, FROM_IP_ADAPTER, (860, 350)))
-            save("MoAFromPhotoMaker", graph(server, FROM_PHOTOMAKER, (860, 350)))
+            save("MoALoader", graph(server, template("One person"), (750, 620)))
+            save("MoAFromIPAdapter", graph(server, template("Your photo, your checkpoint"), (990, 725)))
+            save("MoAFromPhotoMaker", graph(server, FROM_PHOTOMAKER, (860, 455)))
             save("MoASaveSubject", graph(server, SAVE_SUBJECT, (820, 300)))
             save("MoALoadSubject", graph(server, LOAD_SUBJECT, (600, 255)))
             save("MoAPatchModel", row([painter.paint(take)[0][0] for take in (PRIOR, WITH_A, WITH_B)]))
@@ -89,18 +92,12 @@ EMPTY_GRAPH = """
         const node = LiteGraph.createNode(type); app.graph.add(node); node.pos = [x, y]; return node };
     const slot = (patch) => patch.inputs.find(input => input.name.startsWith("subjects")).name;
 """
-FROM_IP_ADAPTER = f"""() => {{ {EMPTY_GRAPH}
-    const vision = add("CLIPVisionLoader", 30, 90), adapter = add("MoAFromIPAdapter", 330, 90);
-    const photo = add("LoadImage", 30, 240), encoder = add("MoASubjectEncoder", 330, 240);
-    const patch = add("MoAPatchModel", 650, 90);
-    vision.connect(0, adapter, 0); adapter.connect(0, encoder, 0); photo.connect(0, encoder, 1);
-    adapter.connect(0, patch, "moa"); encoder.connect(0, patch, slot(patch));
-}}"""
 FROM_PHOTOMAKER = f"""() => {{ {EMPTY_GRAPH}
     const photomaker = add("MoAFromPhotoMaker", 30, 90), photos = add("LoadImage", 30, 210);
     const encoder = add("MoASubjectEncoder", 330, 180), patch = add("MoAPatchModel", 650, 90);
     photomaker.connect(0, encoder, 0); photos.connect(0, encoder, 1);
     photomaker.connect(0, patch, "moa"); encoder.connect(0, patch, slot(patch));
+    encoder.widgets.find(w => w.name === "word").value = "woman";
 }}"""
 SAVE_SUBJECT = f"""() => {{ {EMPTY_GRAPH}
     const moa = add("MoALoader", 30, 90), photo = add("MoAToySubject", 30, 200);
@@ -115,15 +112,19 @@ LOAD_SUBJECT = f"""() => {{ {EMPTY_GRAPH}
 }}"""
 
 
+def template(name: str) -> str:
+    """JavaScript that opens a template."""
+    return f"async () => {{ await window.app.loadGraphData({json.dumps(read(name))}) }}"
+
+
 def graph(server: Server, build: str, size: tuple[int, int]) -> Image.Image:
     """The left top of a graph that JavaScript builds, as the frontend shows it."""
     with sync_playwright() as play, tempfile.TemporaryDirectory() as folder:
         browser = play.chromium.launch(executable_path=find_browser(), args=["--no-sandbox", "--disable-gpu"])
-        page = browser.new_page(viewport={"width": 1100, "height": 800})
+        page = browser.new_page(viewport={"width": 1400, "height": 1000})
         page.goto(server.url)
         page.wait_for_function("() => window.LiteGraph?.registered_node_types?.MoAPatchModel", timeout=120_000)
         page.wait_for_timeout(5000)
-        page.keyboard.press("Escape")  # the welcome of a first start
         page.evaluate(build)
         page.evaluate(
             "() => { app.canvas.ds.scale = 0.9; app.canvas.ds.offset = [80, 100]; app.canvas.setDirty(true, true) }"
