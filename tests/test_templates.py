@@ -1,12 +1,13 @@
 """The shared workflows name the packs that their nodes come from, so that a ComfyUI without them can say which."""
 
 import re
+from urllib.parse import quote, unquote
 
 import pytest
 import tomlkit
 
 from training.comfyui import NAME, PACK
-from training.comfyui.templates import NAMES, NEEDS_FILES, NOTES, read
+from training.comfyui.templates import ENDING, NAMES, NEEDS_FILES, NOTES, read
 
 project = tomlkit.parse((PACK / "pyproject.toml").read_text(encoding="utf-8"))
 
@@ -22,6 +23,17 @@ def test_every_node_of_a_template_names_its_pack_and_version(name):
     nodes = [node for node in read(name)["nodes"] if node["type"] not in NOTES]
     named = {node["type"]: (node["properties"].get("cnr_id"), node["properties"].get("ver")) for node in nodes}
     assert named == {kind: ours if kind.startswith("MoA") else core for kind in named}
+
+
+def test_the_readme_shows_every_template_and_its_links_lead_somewhere():
+    text = (PACK / "README.md").read_text(encoding="utf-8")
+    rows = re.findall(r'^\| <img src="([^"]+)"[^|]+\| \*\*(.+?)\*\* \|', text, re.MULTILINE)
+    assert sorted(rows) == sorted((quote(f"workflows/{name}{ENDING}.jpg", safe="/()"), name) for name in NAMES)
+    headings = {re.sub(r"[^\w -]", "", line).replace(" ", "-").lower() for line in re.findall("^#+ (.+)", text, re.M)}
+    for link in re.findall(r'\]\(([^)\s]+)|src="([^"]+)"', text):
+        file, _, heading = unquote("".join(link)).partition("#")
+        if not file.startswith("https:"):
+            assert (PACK / file).exists() and (file or heading in headings), link
 
 
 FOLDERS = {"CheckpointLoaderSimple": "checkpoints", "CLIPVisionLoader": "clip_vision", "MoAFromIPAdapter": "ipadapter"}
