@@ -6,6 +6,7 @@ from .from_ip_adapter import MoAFromIPAdapter
 from .from_photomaker import MoAFromPhotoMaker
 from .host.folders import add_model_folders
 from .host.toy_family import register_toy_family
+from .instantid_control import MoAInstantIDControl
 from .load_subject import MoALoadSubject
 from .loader import MoALoader
 from .lora_subject import MoALoRASubject
@@ -36,6 +37,7 @@ class MoAExtension(ComfyExtension):
             MoAToySubject,
             MoAFromPhotoMaker,
             MoAReport,
+            MoAInstantIDControl,
         ]
 
 
