@@ -45,7 +45,7 @@ class MoAInstantIDControl(io.ComfyNode):
                 io.Image.Input(
                     "face",
                     tooltip="A picture with a face where the person's is to be, as it is to be turned; anybody's. Best "
-                    "with the sides of the new picture.",
+                    "in the proportions of the new picture.",
                 ),
                 io.Float.Input(
                     "strength",

@@ -34,6 +34,7 @@ def main() -> None:
             "ipadapter/ip-adapter-plus-face_sd15.safetensors",
             "clip_vision/CLIP-ViT-H-14.safetensors",
             "photomaker/photomaker-v1.bin",
+            "controlnet/instantid.safetensors",
             "moa_subjects/ann_00001_.safetensors",
         ):
             (base / "models" / file).parent.mkdir(exist_ok=True)
@@ -45,6 +46,7 @@ def main() -> None:
             save("MoALoader", graph(server, load, (750, 620)))
             save("MoAFromIPAdapter", graph(server, FROM_IP_ADAPTER, (860, 350)))
             save("MoAFromPhotoMaker", graph(server, FROM_PHOTOMAKER, (860, 350)))
+            save("MoAInstantIDControl", graph(server, INSTANTID_CONTROL, (980, 480)))
             save("MoASaveSubject", graph(server, SAVE_SUBJECT, (820, 300)))
             save("MoALoadSubject", graph(server, LOAD_SUBJECT, (600, 255)))
             save("MoAPatchModel", row([painter.paint(take)[0][0] for take in (PRIOR, WITH_A, WITH_B)]))
@@ -101,6 +103,16 @@ FROM_PHOTOMAKER = f"""() => {{ {EMPTY_GRAPH}
     const encoder = add("MoASubjectEncoder", 330, 180), patch = add("MoAPatchModel", 650, 90);
     photomaker.connect(0, encoder, 0); photos.connect(0, encoder, 1);
     photomaker.connect(0, patch, "moa"); encoder.connect(0, patch, slot(patch));
+}}"""
+INSTANTID_CONTROL = f"""() => {{ {EMPTY_GRAPH}
+    const adapter = add("MoAFromIPAdapter", 30, 90), photo = add("LoadImage", 30, 250);
+    const encoder = add("MoASubjectEncoder", 330, 90), net = add("ControlNetLoader", 330, 270);
+    const pose = add("LoadImage", 330, 380), prompts = [add("CLIPTextEncode", 480, 40), add("CLIPTextEncode", 480, 65)];
+    const control = add("MoAInstantIDControl", 690, 90), sampler = add("KSampler", 1010, 90);
+    prompts.forEach((prompt, n) => {{ prompt.collapse(); prompt.connect(0, control, n) }});
+    adapter.connect(0, encoder, 0); photo.connect(0, encoder, 1); net.connect(0, control, "control_net");
+    encoder.connect(0, control, "subject"); pose.connect(0, control, "face");
+    control.connect(0, sampler, "positive"); control.connect(1, sampler, "negative");
 }}"""
 SAVE_SUBJECT = f"""() => {{ {EMPTY_GRAPH}
     const moa = add("MoALoader", 30, 90), photo = add("MoAToySubject", 30, 200);
