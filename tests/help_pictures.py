@@ -46,7 +46,7 @@ def main() -> None:
             save("MoALoader", graph(server, load, (750, 620)))
             save("MoAFromIPAdapter", graph(server, FROM_IP_ADAPTER, (860, 350)))
             save("MoAFromPhotoMaker", graph(server, FROM_PHOTOMAKER, (860, 350)))
-            save("MoAInstantIDControl", graph(server, INSTANTID_CONTROL, (980, 480)))
+            save("MoAInstantIDControl", graph(server, INSTANTID_CONTROL, (980, 460)))
             save("MoASaveSubject", graph(server, SAVE_SUBJECT, (820, 300)))
             save("MoALoadSubject", graph(server, LOAD_SUBJECT, (600, 255)))
             save("MoAPatchModel", row([painter.paint(take)[0][0] for take in (PRIOR, WITH_A, WITH_B)]))
@@ -105,10 +105,11 @@ FROM_PHOTOMAKER = f"""() => {{ {EMPTY_GRAPH}
     photomaker.connect(0, patch, "moa"); encoder.connect(0, patch, slot(patch));
 }}"""
 INSTANTID_CONTROL = f"""() => {{ {EMPTY_GRAPH}
-    const adapter = add("MoAFromIPAdapter", 30, 90), photo = add("LoadImage", 30, 250);
-    const encoder = add("MoASubjectEncoder", 330, 90), net = add("ControlNetLoader", 330, 270);
-    const pose = add("LoadImage", 330, 380), prompts = [add("CLIPTextEncode", 480, 40), add("CLIPTextEncode", 480, 65)];
-    const control = add("MoAInstantIDControl", 690, 90), sampler = add("KSampler", 1010, 90);
+    app.ui.settings.setSettingValue("Comfy.Minimap.Visible", false);
+    const adapter = add("MoAFromIPAdapter", 30, 125), photo = add("LoadImage", 30, 285);
+    const encoder = add("MoASubjectEncoder", 330, 125), net = add("ControlNetLoader", 330, 305);
+    const pose = add("LoadImage", 330, 415), prompts = [add("CLIPTextEncode", 480, 60), add("CLIPTextEncode", 480, 87)];
+    const control = add("MoAInstantIDControl", 690, 125), sampler = add("KSampler", 1010, 125);
     prompts.forEach((prompt, n) => {{ prompt.collapse(); prompt.connect(0, control, n) }});
     adapter.connect(0, encoder, 0); photo.connect(0, encoder, 1); net.connect(0, control, "control_net");
     encoder.connect(0, control, "subject"); pose.connect(0, control, "face");
