@@ -7,6 +7,7 @@ from .from_photomaker import MoAFromPhotoMaker
 from .host.example_photo import add_example_photo
 from .host.folders import add_model_folders
 from .host.toy_family import register_toy_family
+from .instantid_control import MoAInstantIDControl
 from .load_subject import MoALoadSubject
 from .loader import MoALoader
 from .lora_subject import MoALoRASubject
@@ -38,6 +39,7 @@ class MoAExtension(ComfyExtension):
             MoAToySubject,
             MoAFromPhotoMaker,
             MoAReport,
+            MoAInstantIDControl,
         ]
 
 

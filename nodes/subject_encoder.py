@@ -11,13 +11,11 @@ from .experts.loaded_ip_adapter import LoadedIPAdapter
 from .experts.loaded_moa import LoadedMoA
 from .experts.loaded_photomaker import LoadedPhotoMaker
 from .host.messages import NodeText
-from .host.sockets import CATEGORY, MOA, MOA_SUBJECT, SEARCHED, names_someone, own_word
+from .host.sockets import CATEGORY, KEEP_PREVIEW, MOA, MOA_SUBJECT, SEARCHED, names_someone, own_word
 from .photos.faces import face_doubts
 from .photos.reference_masks import doubts, reference_masks, subject_area
 
 PICTURES_AT_ONCE = 8
-KEEP_PREVIEW = {"has_intermediate_output": True} if hasattr(io.Schema, "has_intermediate_output") else {}
-"""Shows the preview again where the subject comes from the cache; ComfyUI 0.12 has no such flag."""
 
 
 class MoASubjectEncoder(io.ComfyNode):

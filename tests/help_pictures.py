@@ -36,6 +36,7 @@ def main() -> None:
             "ipadapter/ip-adapter-plus-face_sd15.safetensors",
             "clip_vision/CLIP-ViT-H-14-laion2B-s32B-b79K.safetensors",
             "photomaker/photomaker-v1.bin",
+            "controlnet/instantid.safetensors",
             "moa_subjects/ann_00001_.safetensors",
         ):
             (base / "models" / file).parent.mkdir(exist_ok=True)
@@ -48,6 +49,7 @@ def main() -> None:
             save("MoALoader", graph(server, template("One person"), (750, 620)))
             save("MoAFromIPAdapter", graph(server, template("Your photo, your checkpoint"), (990, 725)))
             save("MoAFromPhotoMaker", graph(server, FROM_PHOTOMAKER, (860, 455)))
+            save("MoAInstantIDControl", graph(server, INSTANTID_CONTROL, (980, 460)))
             save("MoASaveSubject", graph(server, SAVE_SUBJECT, (820, 300)))
             save("MoALoadSubject", graph(server, LOAD_SUBJECT, (600, 255)))
             save("MoAPatchModel", row([painter.paint(take)[0][0] for take in (PRIOR, WITH_A, WITH_B)]))
@@ -98,6 +100,17 @@ FROM_PHOTOMAKER = f"""() => {{ {EMPTY_GRAPH}
     photomaker.connect(0, encoder, 0); photos.connect(0, encoder, 1);
     photomaker.connect(0, patch, "moa"); encoder.connect(0, patch, slot(patch));
     encoder.widgets.find(w => w.name === "word").value = "woman";
+}}"""
+INSTANTID_CONTROL = f"""() => {{ {EMPTY_GRAPH}
+    app.ui.settings.setSettingValue("Comfy.Minimap.Visible", false);
+    const adapter = add("MoAFromIPAdapter", 30, 125), photo = add("LoadImage", 30, 285);
+    const encoder = add("MoASubjectEncoder", 330, 125), net = add("ControlNetLoader", 330, 305);
+    const pose = add("LoadImage", 330, 415), prompts = [add("CLIPTextEncode", 480, 60), add("CLIPTextEncode", 480, 87)];
+    const control = add("MoAInstantIDControl", 690, 125), sampler = add("KSampler", 1010, 125);
+    prompts.forEach((prompt, n) => {{ prompt.collapse(); prompt.connect(0, control, n) }});
+    adapter.connect(0, encoder, 0); photo.connect(0, encoder, 1); net.connect(0, control, "control_net");
+    encoder.connect(0, control, "subject"); pose.connect(0, control, "face");
+    control.connect(0, sampler, "positive"); control.connect(1, sampler, "negative");
 }}"""
 SAVE_SUBJECT = f"""() => {{ {EMPTY_GRAPH}
     const moa = add("MoALoader", 30, 90), photo = add("MoAToySubject", 30, 200);

@@ -15,6 +15,7 @@ from moa_core.adapters.ip_adapter_file import IPAdapterFileError, load_ip_adapte
 from moa_core.address import block_shapes
 from moa_core.subjects.binding import Binding
 from moa_core.subjects.face_crop import POINTS, face_crop
+from moa_core.subjects.face_points import draw_face_points
 from moa_core.subjects.rows import Row
 from moa_core.subjects.subject import EncoderId, Subject, interpolate
 from moa_core.subjects.view import View
@@ -226,6 +227,25 @@ def test_a_face_is_cut_out_upright_and_always_of_one_size():
     moved = face_crop(picture, points + apart)
     middle = moved[112, 112, :2] * torch.tensor([500, 400])
     assert (similarity(middle[None]) @ fitted - 112).abs().max() < 0.2
+
+
+def test_face_points_are_discs_each_tied_to_the_nose_on_black():
+    """In a drawing whose longer side is 1280: discs 10 wide round each, ties 8 across their middle and dimmer."""
+    points = torch.tensor([[100.0, 50.0], [300.0, 60.0], [200.0, 150.0], [120.0, 240.0], [280.0, 245.0]])
+    drawn = draw_face_points(points, (320, 640))
+    assert drawn.shape == (640, 1280, 3)
+    colors = torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 0], [1, 0, 1]])
+    for point, color in zip(points * 2, colors, strict=True):
+        for x, y in ((0, 0), (9, 0), (0, -9), (6, 6)):
+            assert torch.equal(drawn[int(point[1]) + y, int(point[0]) + x], color)
+    for n in (0, 1, 3, 4):
+        tie = points[2] * 2 - points[n] * 2
+        middle, across = points[n] + points[2], torch.stack([-tie[1], tie[0]]) / tie.norm()
+        for off, wanted in ((0.0, 0.6), (3.0, 0.6), (-3.0, 0.6), (5.0, 0.0), (-5.0, 0.0)):
+            x, y = (middle + off * across).round().long()
+            torch.testing.assert_close(drawn[y, x], wanted * colors[n])
+    ties = sum(3.14159 * (points[n] - points[2]).norm() * 4 for n in (0, 1, 3, 4))
+    assert 5 * 314 < (drawn.amax(dim=-1) > 0).sum() < 5 * 330 + ties
 
 
 def similarity(points: torch.Tensor) -> torch.Tensor:

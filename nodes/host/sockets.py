@@ -1,4 +1,4 @@
-"""The socket types of the pack, where its nodes are found, and the word that a subject binds to."""
+"""What schemas of the pack share: socket types, where its nodes are found, and the word that a subject binds to."""
 
 from comfy_api.latest import io
 
@@ -7,6 +7,8 @@ MOA_SUBJECT = io.Custom("MOA_SUBJECT")
 INSIGHTFACE = io.Custom("INSIGHTFACE")
 """Another pack's: its loaders fill it."""
 CATEGORY = "MoA"
+KEEP_PREVIEW = {"has_intermediate_output": True} if hasattr(io.Schema, "has_intermediate_output") else {}
+"""Shows a node's preview again where its results come from the cache; ComfyUI 0.12 has no such flag."""
 SEARCHED = [
     "mixture of attention",
     "personalization",

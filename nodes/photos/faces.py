@@ -30,6 +30,8 @@ class Face:
 
     embedding: Tensor
     """[512]"""
+    points: Tensor
+    """[5, 2], x and y in pixels of the photo: eyes, nose, corners of the mouth."""
     crop: Tensor
     """[224, 224, 3] in 0..1."""
     others: int
@@ -96,7 +98,7 @@ def find_face(analysis: Any, picture: Tensor, mask: Tensor | None, form: str) ->
             largest = max(found, key=lambda face: _area(face.bbox))
             points = torch.as_tensor(largest.kps).float() - margin
             embedding = torch.as_tensor(getattr(largest, form)).float().flatten()
-            return Face(embedding, face_crop(picture, points), len(found) - 1)
+            return Face(embedding, points, face_crop(picture, points), len(found) - 1)
     return None
 
 
@@ -133,7 +135,7 @@ def face_doubts(prepared: Sequence) -> list[Message]:
         found.append(
             Message(
                 f"Several faces in picture {_listed(crowded)}: the largest is taken.",
-                "The preview shows it. Give Subject Encoder a mask of the person, or cut the photo.",
+                "The preview shows it. Connect a mask of the person, or cut the photo.",
             )
         )
     return found

@@ -23,9 +23,7 @@ def reference_masks(image: Tensor, mask: Tensor | None) -> list[Tensor | None]:
         mask = image[..., 3]
     mask = _planes(mask, "mask")
     if mask.shape[0] not in (1, count):
-        raise ValueError(
-            f"Subject Encoder: {mask.shape[0]} masks for {count} pictures. Connect one mask, or one for each picture"
-        )
+        raise ValueError(f"{mask.shape[0]} masks for {count} pictures. Connect one mask, or one for each picture")
     if mask.shape[1:] != (height, width):
         mask = F.interpolate(mask[:, None].float(), (height, width), mode="bilinear", align_corners=False)[:, 0]
     masks = [m if bool((m > 0.5).any()) else None for m in mask.expand(count, -1, -1)]

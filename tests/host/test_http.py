@@ -129,7 +129,7 @@ def test_image_and_maps_come_out_and_another_subject_encodes_only_itself_anew(se
 def test_the_nodes_describe_themselves(server):
     info = server.get("/object_info")
     ours = [name for name, node in info.items() if node["python_module"].endswith(NAME)]
-    assert len(ours) == 12
+    assert len(ours) == 13
     for name in ours:
         node = info[name]
         assert node["description"] and node["display_name"] and node["search_aliases"]
