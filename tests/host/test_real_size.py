@@ -40,7 +40,7 @@ def test_sd15_size_through_the_loaders_and_ksampler(tmp_path):
 @pytest.mark.slow
 def test_sdxl_size_with_each_kind_of_adapter_through_the_loaders_and_ksampler(tmp_path):
     """IP-Adapter plus, two LoRAs; FaceID-plusv2 beside PhotoMaker. A quarter of an hour on one core; 13 GB of disk,
-    PEAK of memory, of which the host maps half from the checkpoint.
+    14 GiB of memory, of which the host maps half from the checkpoint.
     """
     folder = make_base_directory(tmp_path / "base")
     try:
