@@ -1,5 +1,7 @@
 """Subject Encoder: reference pictures of one person -> SUBJECT."""
 
+from collections.abc import Sequence
+
 import comfy.model_management as mm
 import comfy.utils
 import torch
@@ -7,12 +9,13 @@ from comfy_api.latest import io, ui
 from torch import Tensor
 
 from ..moa_core.subjects.subject import Subject
-from .experts.loaded_ip_adapter import LoadedIPAdapter
+from .experts.loaded_ip_adapter import LoadedFaceAdapter, LoadedIPAdapter
 from .experts.loaded_moa import LoadedMoA
 from .experts.loaded_photomaker import LoadedPhotoMaker
 from .host.messages import NodeText
 from .host.sockets import CATEGORY, KEEP_PREVIEW, MOA, MOA_SUBJECT, SEARCHED, names_someone, own_word
 from .photos.faces import face_doubts
+from .photos.landmarker import NOT_CUT, CutPhoto, cut_to_face, face_landmarker
 from .photos.reference_masks import doubts, reference_masks, subject_area
 
 PICTURES_AT_ONCE = 8
@@ -66,6 +69,15 @@ class MoASubjectEncoder(io.ComfyNode):
                     tooltip="White where in the new picture this person may appear; scaled to its size. The sure way "
                     "for two people of one word.",
                 ),
+                io.Boolean.Input(
+                    "face",
+                    default=False,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Cuts each picture to its largest face (the largest in the mask), hair and chin in it. For "
+                    "IP-Adapter plus-face files, for example. Reads mediapipe_face_fp32.safetensors in "
+                    "models/detection; ComfyUI 0.23 or later. FaceID files cut by themselves: no effect.",
+                ),
             ],
             **KEEP_PREVIEW,
             outputs=[MOA_SUBJECT.Output(display_name="SUBJECT", tooltip="For MoA Patch Model or Subject Interpolate.")],
@@ -84,23 +96,34 @@ class MoASubjectEncoder(io.ComfyNode):
         mask: Tensor | None = None,
         weight: float = 1.0,
         area: Tensor | None = None,
+        face: bool = False,
     ) -> io.NodeOutput:
         word = own_word(word, "Subject Encoder")
         masks = reference_masks(image, mask)
-        progress = comfy.utils.ProgressBar(len(image))
+        photos = list(zip(image[..., :3], masks, strict=True))
+        by_face = isinstance(moa, LoadedFaceAdapter)  # it looks for faces itself
+        cuts = _cut_to_faces(photos) if face and not by_face else [None] * len(photos)
+        for number, cut in enumerate(cuts):
+            if cut is not None:  # who sees what is behind people sees all of the square
+                photos[number] = cut.picture, None if moa.sees_middle else cut.mask
+        progress = comfy.utils.ProgressBar(len(photos))
         features, shown, seen = [], [], []
-        for start in range(0, len(image), PICTURES_AT_ONCE):
+        for start in range(0, len(photos), PICTURES_AT_ONCE):
             mm.throw_exception_if_processing_interrupted()
-            pictures = image[start : start + PICTURES_AT_ONCE, ..., :3]
-            own_masks = masks[start : start + PICTURES_AT_ONCE]
-            prepared = [moa.prepare(picture, m) for picture, m in zip(pictures, own_masks, strict=True)]
+            prepared = [moa.prepare(*photo) for photo in photos[start : start + PICTURES_AT_ONCE]]
             with_face = [each for each in prepared if each is not None]
             shown += map(moa.show, with_face)
             if with_face:
                 features.append(moa.encode(with_face))
             seen += prepared
-            progress.update(len(pictures))
-        NodeText().say(doubts(image, mask, masks, moa.sees_middle) + face_doubts(seen))
+            progress.update(len(prepared))
+        whole = any(own is None and cut is None for own, cut in zip(masks, cuts, strict=True))
+        said = doubts(image, mask, masks, moa.sees_middle and whole)
+        if by_face:
+            said += face_doubts(seen)
+        elif face:
+            said += face_doubts(cuts, NOT_CUT)
+        NodeText().say(said)
         if not features:
             raise ValueError(
                 f"Subject Encoder: there is no face in the picture of '{word}'"
@@ -116,3 +139,12 @@ class MoASubjectEncoder(io.ComfyNode):
         adapter = None if isinstance(moa, LoadedMoA) else moa
         subject = Subject(feature, word, word, weight, subject_area(area), moa.encoder, adapter)
         return io.NodeOutput(subject, ui=ui.PreviewImage(torch.stack(shown)))
+
+
+def _cut_to_faces(photos: Sequence[tuple[Tensor, Tensor | None]]) -> list[CutPhoto | None]:
+    """Pictures [H, W, 3] with their masks [H, W]; None for each without a face."""
+    landmarker, cuts = face_landmarker(), []
+    for photo in photos:
+        mm.throw_exception_if_processing_interrupted()
+        cuts.append(cut_to_face(landmarker, *photo))
+    return cuts

@@ -5,7 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moa_core.subjects.reference import prepare_reference
+from moa_core.subjects.head_crop import CHIN, FOREHEAD, head_square
+from moa_core.subjects.reference import prepare_reference, square_at
 from moa_core.subjects.subject import Subject, interpolate
 
 
@@ -65,3 +66,41 @@ def test_pictures_keep_their_proportions(height, width, size):
     rows, columns = inside.amax(dim=1).sum(), inside.amax(dim=0).sum()
     assert max(rows, columns) == size
     assert abs(rows / columns - height / width) <= 2.5 * max(1, height / width) / min(rows, columns)
+
+
+@given(st.integers(0, 3), st.integers(20, 60), st.integers(0, 1), st.integers(0, 100))
+def test_the_square_round_a_head_holds_its_hair_and_turns_with_it(turns, length, at_edge, seed):
+    """A face of 478 points is three quarters as wide as long; its head reaches 0.4 above it, and 0.1 to all sides."""
+    random = torch.Generator().manual_seed(seed)
+    angle = 2 * torch.pi * torch.rand(478, generator=random)
+    angle[FOREHEAD], angle[CHIN] = 0.0, torch.pi
+    points = length / 2 * torch.stack([0.75 * angle.sin(), -angle.cos()], dim=1)  # [478, 2], (x, y)
+    middle = torch.tensor([0.5 * length, 0.9 * length]) if at_edge else torch.tensor([150.0, 120.0])
+    head = torch.zeros(200, 300)
+    across, above, below = round(0.45 * length), round(0.85 * length), round(0.55 * length)
+    x, y = middle.round().int().tolist()
+    head[y - above : y + below, x - across : x + across] = 1.0
+    picture, points = torch.stack([head, torch.rand(200, 300, generator=random)], dim=-1), points + middle
+
+    def cut(picture: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
+        return square_at(picture, *head_square(points, tuple(picture.shape[:2])), around=(0.0, 2.0))
+
+    square = cut(picture, points)
+    assert square.shape[0] == square.shape[1] < 2 * length
+    assert square[..., 0].sum() == head.sum() and square[..., 1].max() < 2  # nothing beside the picture
+    turned, size = torch.rot90(picture, turns), (300, 200)
+    for turn in range(turns):  # counterclockwise: the right edge becomes the upper one
+        points = torch.stack([points[:, 1], size[turn % 2] - points[:, 0]], dim=1)
+    again = torch.rot90(cut(turned, points), -turns)
+    assert again[..., 0].sum() == head.sum() and abs(len(again) - len(square)) <= 1
+    assert (again[..., 0].sum(dim=0).cumsum(0)[len(again) // 2] - square[..., 0].sum(dim=0).cumsum(0)[len(square) // 2]
+            ).abs() <= 2 * head.sum() / length  # fmt: skip
+
+
+def test_a_face_as_large_as_the_picture_leaves_it_whole():
+    """The square is no larger than the longer side; what the picture does not have is the neutral colour."""
+    points = torch.rand(478, 2, generator=torch.Generator().manual_seed(0)) * torch.tensor([80.0, 120.0])
+    points[FOREHEAD], points[CHIN] = torch.tensor([40.0, 0.0]), torch.tensor([40.0, 120.0])
+    picture = torch.rand(130, 90, 3)
+    square = square_at(picture, *head_square(points, (130, 90)))
+    assert square.shape == (130, 130, 3) and torch.equal(square[:, 20:110], picture)

@@ -5,6 +5,7 @@ Names of modules are those of the published files. A word stands once for each p
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -29,6 +30,19 @@ class IdEncoder(nn.Module):
         """Prepared photos [P, 3, size, size] -> [P, D], as wide as the text."""
         seen = self.clip.vision_model(pixel_values=pixels).pooler_output
         return torch.cat([self.clip.visual_projection(seen), self.visual_projection_2(seen)], dim=-1)
+
+    @property
+    def width(self) -> int:
+        """D, of an identity and of the text."""
+        return self.fuse_module.layer_norm.weight.shape[0]
+
+    def fused(self, text: Tensor, places: Sequence[int], identities: Tensor, weight: float) -> Tensor:
+        """A text [1, T, D] whose tokens at P places are fused with identities [P, D], as much as weight says."""
+        there, device = text[0, places], self.fuse_module.layer_norm.weight.device
+        made = self.fuse_module(there.float().to(device), identities.to(device)).to(text)
+        changed = text.clone()
+        changed[0, places] = torch.lerp(there, made, weight)
+        return changed
 
 
 class Fusion(nn.Module):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -52,17 +54,21 @@ def check_size(image: Tensor) -> None:
 
 
 def square_crop(image: Tensor, mask: Tensor) -> Tensor:
-    """The square round the subject with what is behind it: image [H, W, 3], mask [H, W] -> [S, S, 3].
-
-    CLIP's mean colour stands where the picture is not large enough for a square.
-    """
-    height, width, _ = image.shape
+    """The square round the subject with what is behind it: image [H, W, 3], mask [H, W] -> [S, S, 3]."""
     top, bottom, left, right = _bounding_box(mask)
     side = max(bottom - top, right - left)
-    top = min(max((top + bottom - side) // 2, 0), max(height - side, 0))
-    left = min(max((left + right - side) // 2, 0), max(width - side, 0))
+    return square_at(image, (top + bottom - side) // 2, (left + right - side) // 2, side)
+
+
+def square_at(image: Tensor, top: int, left: int, side: int, around: Sequence[float] = MEAN) -> Tensor:
+    """A square of an image [H, W, C], moved into it as far as it has room there -> [side, side, C].
+
+    around: the colour that stands where the image is not large enough for a square.
+    """
+    height, width, channels = image.shape
+    top, left = min(max(top, 0), max(height - side, 0)), min(max(left, 0), max(width - side, 0))
     shown = image[top : top + side, left : left + side]
-    square = image.new_tensor(MEAN).expand(side, side, 3).clone()
+    square = image.new_tensor(around).expand(side, side, channels).clone()
     over, before = (side - shown.shape[0]) // 2, (side - shown.shape[1]) // 2
     square[over : over + shown.shape[0], before : before + shown.shape[1]] = shown
     return square

@@ -34,7 +34,7 @@ class LoadedPhotoMaker:
 
     @property
     def feature_dim(self) -> int:
-        return self.image_encoder.model.fuse_module.layer_norm.weight.shape[0]
+        return self.image_encoder.model.width
 
     @cached_property
     def encoder(self) -> EncoderId:
@@ -70,11 +70,7 @@ class LoadedPhotoMaker:
     def fused(self, text: Tensor, places: Sequence[int], identities: Tensor, weight: float) -> Tensor:
         """A text [1, T, D] whose tokens at P places are fused with identities [P, D], as much as weight says."""
         mm.load_models_gpu([self.image_encoder])
-        there, device = text[0, places], self.image_encoder.load_device
-        made = self.image_encoder.model.fuse_module(there.float().to(device), identities.to(device)).to(text)
-        changed = text.clone()
-        changed[0, places] = torch.lerp(there, made, weight)
-        return changed
+        return self.image_encoder.model.fused(text, places, identities, weight)
 
 
 def _widths(shape: BlockShape) -> tuple[int, int]:

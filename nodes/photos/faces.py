@@ -22,6 +22,8 @@ RECOGNIZERS = {BUFFALO: "w600k_r50", ANTELOPE: "glintr100"}
 """Of each of insightface's sets of models the one that makes the embedding."""
 LOOKED_AT = (640, 640)
 """Pixels that the detector sees of a photo."""
+LEFT_OUT = Message("left out.", "insightface finds none there. Use photos with the face large and well lit.")
+"""What becomes of a photo without a face, where people are known by the face."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,13 +95,20 @@ def find_face(analysis: Any, picture: Tensor, mask: Tensor | None, form: str) ->
     """
     # A face that fills the picture is too large for the detector: then it looks from twice as far away.
     for margin in (0, max(picture.shape[:2]) // 2):
-        found = [face for face in _seen(analysis, picture, margin) if mask is None or _within(mask, face.bbox, margin)]
+        seen = _seen(analysis, picture, margin)
+        found = largest_first([torch.as_tensor(face.bbox) - margin for face in seen], mask)
         if found:
-            largest = max(found, key=lambda face: _area(face.bbox))
+            largest = seen[found[0]]
             points = torch.as_tensor(largest.kps).float() - margin
             embedding = torch.as_tensor(getattr(largest, form)).float().flatten()
             return Face(embedding, points, face_crop(picture, points), len(found) - 1)
     return None
+
+
+def largest_first(boxes: Sequence[Sequence[float]], mask: Tensor | None) -> list[int]:
+    """The numbers of those faces' boxes (left, top, right, bottom) whose middle is in the mask [H, W]."""
+    found = [number for number, box in enumerate(boxes) if mask is None or _within(mask, box)]
+    return sorted(found, key=lambda number: _area(boxes[number]), reverse=True)
 
 
 def _seen(analysis: Any, picture: Tensor, margin: int) -> list:
@@ -114,31 +123,26 @@ def _area(box: Sequence[float]) -> float:
     return float((box[2] - box[0]) * (box[3] - box[1]))
 
 
-def _within(mask: Tensor, box: Sequence[float], margin: int) -> bool:
-    column, row = (int((box[n] + box[n + 2]) / 2) - margin for n in (0, 1))
+def _within(mask: Tensor, box: Sequence[float]) -> bool:
+    column, row = (int((box[n] + box[n + 2]) // 2) for n in (0, 1))
     return 0 <= row < mask.shape[0] and 0 <= column < mask.shape[1] and bool(mask[row, column] > 0.5)
 
 
-def face_doubts(prepared: Sequence) -> list[Message]:
-    """What is to be said of photos, of which some have no face (None), and some several."""
-    found = []
-    without = [number for number, face in enumerate(prepared, 1) if face is None]
-    if without:
-        found.append(
-            Message(
-                f"No face in picture {_listed(without)}: left out.",
-                "insightface finds none there. Use photos with the face large and well lit.",
-            )
-        )
-    crowded = [number for number, face in enumerate(prepared, 1) if isinstance(face, Face) and face.others]
+def face_doubts(found: Sequence, without: Message = LEFT_OUT) -> list[Message]:
+    """What is to be said of photos, of which some have no face (None), and some several (their `others`)."""
+    said = []
+    faceless = [number for number, face in enumerate(found, 1) if face is None]
+    if faceless:
+        said.append(Message(f"No face in picture {_listed(faceless)}: {without.short}", without.more))
+    crowded = [number for number, face in enumerate(found, 1) if face is not None and face.others]
     if crowded:
-        found.append(
+        said.append(
             Message(
                 f"Several faces in picture {_listed(crowded)}: the largest is taken.",
                 "The preview shows it. Connect a mask of the person, or cut the photo.",
             )
         )
-    return found
+    return said
 
 
 def _listed(numbers: Sequence[int]) -> str:

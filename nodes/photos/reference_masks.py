@@ -32,15 +32,15 @@ def reference_masks(image: Tensor, mask: Tensor | None) -> list[Tensor | None]:
     return masks
 
 
-def doubts(image: Tensor, mask: Tensor | None, masks: list[Tensor | None], sees_middle: bool = False) -> list[Message]:
+def doubts(image: Tensor, mask: Tensor | None, masks: list[Tensor | None], middle_alone: bool = False) -> list[Message]:
     """What may be wrong with a mask that was connected, or with having none; masks: as they are used.
 
-    sees_middle: whether of a picture without a mask the middle square alone is encoded.
+    middle_alone: whether of some picture the middle square alone is encoded.
     """
     found = []
     used = [m for m in masks if m is not None]
     height, width = image.shape[1:3]
-    if sees_middle and None in masks and height > TALL * width:
+    if middle_alone and height > TALL * width:
         found.append(
             Message(
                 "A tall photo: the head may be cut off.",

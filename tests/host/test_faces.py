@@ -11,6 +11,7 @@ from face_pictures import FaceFinder, embedding, photo
 from image_experts import PROMPT, face_adapter
 from lora_files import random_lora
 from safetensors.torch import save_file
+from test_report import report_of_pasted
 
 from tests.host.test_ip_adapter import outside
 from toy_world.shape import IMAGE_SIZE
@@ -114,6 +115,23 @@ def test_a_lora_and_a_face_are_each_themselves_and_weight_0_is_not_one_bit(
     assert by_column[1][:6].mean() > ratio * by_column[1][10:].mean() > 0
     assert min((together - other).abs().max() for other in others) > 1e-2
     assert torch.equal(run(encoded(host, moa, photo(ANN), weight=0.0)), plain)
+
+
+@pytest.mark.parametrize("kind", ["portrait", "plusv2"])
+def test_the_report_tells_by_the_face_who_stands_where(host, loaded, request, kind):
+    """Each in their place, the other in each one's, nobody with a face; one of them is known from two photos."""
+    moa, ann, bob = request.getfixturevalue(kind), photo(ANN), photo((BOB[0], 50, 20, 40))
+    left, right = torch.zeros(1, 32, 32), torch.zeros(1, 32, 32)
+    left[:, 8:22, 1:15], right[:, 8:22, 17:31] = 1, 1
+    people = (
+        encoded(host, moa, torch.cat([ann, photo((ANN[0], 60, 30, 30))]), area=left),
+        encoded(host, moa, bob, "woman", area=right),
+    )
+    model, clip = host.patch(*loaded[:2], moa, *people)
+    latents = host.sample(model, host.prompt(clip, PROMPT), host.prompt(clip, "ugly"), steps=1, batch=3)
+    told = report_of_pasted(host, model, latents, (ann, bob), (bob, ann), (photo(), photo()))
+    own, other, nobody = ([found["likeness"] for found in picture["subjects"]] for picture in told["pictures"])
+    assert min(own) > 0.9 > 0.7 > max(other) and nobody == [None, None] and told["best"] == 1
 
 
 def test_a_picture_with_a_face_and_a_lora_sampled_in_diffusers_is_comfyuis(host, loaded, toy_base, plusv2):

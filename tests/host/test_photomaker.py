@@ -1,11 +1,16 @@
 """MoA From PhotoMaker in a real ComfyUI, on a narrow SDXL, beside what ComfyUI's own nodes make of the same file."""
 
+import copy
+
 import pytest
 import torch
+import torch.nn.functional as F
 from face_pictures import photo
 from lora_files import random_lora
+from narrow_sdxl import narrow_model, texts_outside
 from photomaker_files import of_comfyui, random_photomaker
 from safetensors.torch import save_file
+from test_report import report_of_pasted
 
 KEY = "moa_bound_prompt"
 PROMPT = "a man in paris"
@@ -108,6 +113,67 @@ def test_of_two_photos_the_word_stands_twice_and_each_is_fused_with_one(
     torch.testing.assert_close(subject.features, identities.flatten()[None])
     expected[0, places] = fusion.fuse_fn(plain[0, places], identities)
     close(own_text(host.prompt(bound, prompt)), expected, plain)
+
+
+class Latents(torch.nn.Module):
+    """An autoencoder that shows what it is given to decode: a random one's pictures are black and white."""
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        self.drawn = latents
+        return latents
+
+
+def test_a_picture_of_two_photos_sampled_in_diffusers_is_comfyuis(host, sdxl, file, maker):
+    """In float64: in float32 the two U-Nets differ by as much as is asked for with nobody in the picture."""
+    from moa_core.adapters.photomaker_file import photomaker_of
+    from moa_core.subjects.subject import Subject
+    from training.host.base import Base
+    from training.host.pipeline import MoAPipeline
+
+    subject = person(host, maker, 1, 2, area=EVERYWHERE, weight=0.8)
+    model, clip = narrow_model(sdxl[0], torch.float64), sdxl[1][1]
+    patched, bound = host.patch(model, clip, maker, subject)
+    positive, negative = host.prompt(bound, PROMPT), host.prompt(clip, "ugly")
+    latent = {"samples": torch.zeros(1, 4, 16, 16)}
+    theirs = [
+        host.run("KSampler", each, 3, 1, 4.0, "euler", "simple", positive, negative, latent)[0]["samples"]
+        for each in (patched, model)
+    ]
+    theirs, plain = map(model.model.process_latent_in, theirs)
+    with torch.inference_mode(False):
+        unet = copy.deepcopy(sdxl[0]).double()
+    unet.register_to_config(sample_size=16)
+    outside = photomaker_of("file", {f"{part}.{n}": w for part, named in file.items() for n, w in named.items()})
+    own = Subject(subject.features, subject.word, subject.name, subject.weight, subject.area)
+    base = Base(unet, texts_outside(clip).double(), Latents(), "SDXL")
+    pipeline = MoAPipeline(base, outside)
+    pipeline.photo_deltas.double()
+    sigma = float(model.get_model_object("model_sampling").sigma_max)
+    start = (1 + sigma**2) ** 0.5 * torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(3)).double()
+    pipeline(PROMPT, [own], "ugly", sampler="euler", start=start, steps=1, cfg=4.0)
+    effect = (theirs - plain).norm()
+    difference = float((base.autoencoder.drawn - theirs).norm() / effect)
+    print(f"{difference:.1e} of the effect {effect:.2f}")
+    assert effect > 1 and difference < 1e-5
+
+
+def test_the_report_tells_who_stands_where(host, sdxl, maker):
+    """Each in their place, and the other in each one's; one of them is known from two photos."""
+    patches = torch.rand(2, 3, 3, 3, generator=torch.Generator().manual_seed(0))
+    ann, bob = F.interpolate(patches, 64, mode="bilinear").movedim(1, -1).split(1)
+    left, right = torch.zeros(1, 32, 32), torch.zeros(1, 32, 32)
+    left[:, 8:22, 1:15], right[:, 8:22, 17:31] = 1, 1
+    people = [
+        host.run("MoASubjectEncoder", maker, photos, word, area=area)[0]
+        for photos, word, area in ((torch.cat([ann, 0.8 * ann]), "man", left), (bob, "woman", right))
+    ]
+    model, clip = host.patch(*sdxl[1], maker, *people)
+    texts = host.prompt(clip, "a man and a woman in paris"), host.prompt(clip, "ugly")
+    latents = host.sample(model, *texts, steps=1, batch=2)
+    told = report_of_pasted(host, model, latents, (ann, bob), (bob, ann))
+    own, other = ([found["likeness"] for found in picture["subjects"]] for picture in told["pictures"])
+    assert own[1] > 0.98 and all(here > there + 0.02 for here, there in zip(own, other, strict=True))
+    assert told["best"] == 1
 
 
 def test_a_maker_a_lora_and_weights_each_count_and_a_saved_one_is_the_same(host, sdxl, file, maker):

@@ -5,8 +5,22 @@ import json
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 PROMPT = "a man and a woman in paris"
+
+
+def report_of_pasted(host, model, latents, *photos: tuple[torch.Tensor, ...]) -> dict:
+    """The report on pictures that show photos [1, H, W, 3] of subjects where Router Visualizer finds these."""
+    masks = host.run("MoARouterVisualizer", model, latents)[2].unflatten(0, (len(photos), -1))  # [B, S, H, W]
+    image = torch.full((len(masks), *masks.shape[2:], 3), 0.5)
+    for picture, places, shown in zip(image, masks, photos, strict=True):
+        for place, photo in zip(places, shown, strict=True):
+            rows, columns = (place.any(dim=dim).nonzero().flatten() for dim in (1, 0))
+            box = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+            size = picture[box].shape[:2]
+            picture[box] = F.interpolate(photo.movedim(-1, 1), size, mode="nearest-exact")[0].movedim(0, -1)
+    return report(host, model, latents, image, image)[1]
 
 
 @pytest.fixture

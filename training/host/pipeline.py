@@ -12,6 +12,7 @@ from torch import Tensor
 
 from moa_core.adapters.deltas import deltas_of
 from moa_core.adapters.ip_adapter_file import IPAdapter
+from moa_core.adapters.photomaker_file import PhotoMaker
 from moa_core.adapters.run import Adapters
 from moa_core.address import block_shapes
 from moa_core.learned.moa import MoA
@@ -25,11 +26,12 @@ from moa_core.subjects.subject import Subject
 from moa_core.subjects.view import View
 from training.host.adapter import MoAUNet
 from training.host.base import Base
-from training.host.lora import face_lora
+from training.host.lora import face_lora, maker_lora
 from training.host.prior import prior_of
 from training.host.schedule import SCHEDULE, TIMESTEPS, sigma_at
 from training.host.scouting import scout
-from training.host.tokenizer import bind_prompt, tokenize
+from training.host.sdxl import TwoTexts, added_conditions
+from training.host.tokenizer import LENGTH, bind_prompt, tokenize
 
 Sampler = Literal["uni_pc", "euler"]
 Control = Callable[[Tensor, Tensor, Tensor], dict[str, Any]]
@@ -54,7 +56,7 @@ class MoAPipeline:
     def __init__(
         self,
         base: Base,
-        moa: MoA | IPAdapter | None = None,
+        moa: MoA | IPAdapter | PhotoMaker | None = None,
         unet: MoAUNet | None = None,
         adapters: Adapters | None = None,
     ):
@@ -62,8 +64,8 @@ class MoAPipeline:
         one of their own; all others are the MoA's.
 
         Subjects of an IPAdapter are the caller's to make: its projector's tokens, flattened, of a CLIP vision model's
-        output, of a face's embedding; likewise its mixture's `negative`. A FaceID file with a LoRA beside other LoRAs
-        is one of the adapters.
+        output, of a face's embedding; likewise its mixture's `negative`. Those of a PhotoMaker are what its encoder
+        makes of their photos, flattened. A file with a LoRA in it beside other LoRAs is one of the adapters.
         """
         self.base, self.moa, self.adapters = base, moa, adapters
         self.learned = moa.mixture if isinstance(moa, MoA) else None
@@ -74,6 +76,8 @@ class MoAPipeline:
         self.photo_deltas = None
         if isinstance(moa, IPAdapter) and moa.changes:
             self.photo_deltas = deltas_of(base.unet, [face_lora(base.unet, moa)])
+        elif isinstance(moa, PhotoMaker):
+            self.photo_deltas = deltas_of(base.unet, [maker_lora(moa)])
 
     def encode_subject(
         self, pictures: Tensor | Sequence[Tensor], word: str, masks: Tensor | Sequence[Tensor | None] | None = None
@@ -84,16 +88,28 @@ class MoAPipeline:
         prepared = [prepare_reference(p, m, size) for p, m in zip(pictures, own_masks, strict=True)]
         return Subject(self.moa.encode(torch.stack(prepared).to(self.device))[None], word, word)
 
-    @torch.no_grad()
     def encode_prompt(self, prompt: str) -> Tensor:
         """[1, T, D]."""
-        return self.base.text_encoder(torch.tensor([tokenize(prompt)], device=self.device)).last_hidden_state
+        return self._read(tokenize(prompt)).last_hidden_state
+
+    @torch.no_grad()
+    def _read(self, tokens: list[int]) -> Any:
+        """What the base's text encoder makes of them."""
+        return self.base.text_encoder(torch.tensor([tokens], device=self.device))
 
     def __call__(self, prompt: str, subjects: list[Subject], negative: str = "", **options) -> tuple[Tensor, Trace]:
         """`sample` with subjects bound by their words, as the ComfyUI nodes bind them."""
         bindings = bind_prompt(prompt, subjects).bindings
-        contexts = [self.encode_prompt(text) for text in (prompt, negative)]
-        return self.sample(*contexts, bindings, **options)
+        texts = [self._read(tokenize(text)) for text in (prompt, negative)]
+        if isinstance(self.base.text_encoder, TwoTexts):
+            pooled = torch.cat([text.pooler_output for text in texts])
+            options["added"] = added_conditions(pooled, self.base.picture_size)
+        if isinstance(self.moa, PhotoMaker):
+            known = set() if self.adapters is None else self.adapters.subjects
+            own = [each for each in bindings if each.subject not in known and each.subject.weight]
+            fused = [self.fused_text(prompt, binding, self.moa) for binding in own]
+            options["own_texts"] = [*options.get("own_texts", ()), *fused]
+        return self.sample(*(text.last_hidden_state for text in texts), bindings, **options)
 
     def own_text(self, prompt: str, subject: Subject, occurrence: int, trigger: str) -> OwnText:
         """The prompt with the trigger in place of that occurrence, counted from 0, of the subject's word."""
@@ -101,17 +117,38 @@ class MoAPipeline:
         start, end = words[occurrence].span()
         return OwnText(subject, (self.encode_prompt(prompt[:start] + trigger + prompt[end:]),))
 
+    def fused_text(self, prompt: str, binding: Binding, maker: PhotoMaker) -> OwnText:
+        """The prompt with the bound token once for each photo of its subject, fused with what the photo shows.
+
+        Raises ValueError where the prompt has no room for so many.
+        """
+        subject, place = binding.subject, binding.position
+        identities = subject.features.unflatten(1, (-1, maker.encoder.width))  # [V, P, D]
+        photos, tokens = identities.shape[1], tokenize(prompt)
+        if place + photos >= LENGTH:
+            raise ValueError(f"'{subject.word}' stands too late in the prompt for {photos} photos: move it forward")
+        repeated = [*tokens[:place], *tokens[place : place + 1] * photos, *tokens[place + 1 :]]
+        text = self._read(repeated[: LENGTH - 1] + tokens[-1:]).last_hidden_state
+        places = range(place, place + photos)
+        with torch.no_grad():
+            texts = tuple(maker.encoder.fused(text, places, variant, subject.weight) for variant in identities)
+        return OwnText(subject, texts, of_variants=True)
+
     def _run(
         self, subjects: list[Subject], batch: int, side: int, timesteps: list[float], strength: float, sparse: bool
     ):
         adapters = self.adapters
-        if isinstance(self.moa, IPAdapter):
-            own = {} if adapters is None else adapters.images
-            photos = {s: self.moa.mixture for s in subjects if adapters is None or s not in adapters.subjects}
-            parts, deltas = (adapters.parts, adapters.deltas) if adapters else ({}, None)
+        if isinstance(self.moa, IPAdapter | PhotoMaker):
+            known = Adapters({}, {}) if adapters is None else adapters
+            photos = [subject for subject in subjects if subject not in known.subjects]
+            images, parts, deltas, fused = dict(known.images), dict(known.parts), known.deltas, set(known.fused)
             if self.photo_deltas is not None:
                 parts, deltas = {**parts, **dict.fromkeys(photos, (0,))}, self.photo_deltas
-            adapters = Adapters({**own, **photos}, parts, deltas)
+            if isinstance(self.moa, IPAdapter):
+                images |= dict.fromkeys(photos, self.moa.mixture)
+            else:
+                fused |= set(photos)
+            adapters = Adapters(images, parts, deltas, fused)
         learned_from = self.timesteps - 0.5
         return Run(
             subjects,
@@ -146,6 +183,7 @@ class MoAPipeline:
         control: Control | None = None,
         watch: Callable[[Call], None] | None = None,
         own_texts: Sequence[OwnText] = (),
+        added: dict[str, Tensor] | None = None,
     ) -> tuple[Tensor, Trace]:
         """Pictures [B, H, W, 3] in 0..1, and where the routers put the subjects; contexts are [1, T, D].
 
@@ -156,7 +194,8 @@ class MoAPipeline:
         paper's, for one U-Net call more: uncond + cfg * (prior - uncond) + s * (moa - prior), which steers
         scene and subject apart. start: what to begin from instead of noise [B, 4, h, w], as `invert` gives it; then
         sampler must be "euler". control: beside the U-Net in every call. watch: sees every call with the MoA after it.
-        own_texts: how the adapters of subjects read the positive prompt.
+        own_texts: how the adapters of subjects read the positive prompt. added: what SDXL's U-Net is told besides, of
+        the positive prompt and of the negative one.
         """
         context = torch.cat([c.expand(batch, -1, -1) for c in (positive, negative)])  # [2B, T, D]
         length = context.shape[1]
@@ -177,7 +216,10 @@ class MoAPipeline:
         acting = bool(bindings) and strength > 0.0
 
         def others(noisy: Tensor, timestep: Tensor, context: Tensor) -> dict[str, Any]:
-            return {} if control is None else control(noisy, timestep, context)
+            told = {} if control is None else control(noisy, timestep, context)
+            if added is not None:
+                told["added_cond_kwargs"] = {name: each.repeat_interleave(batch, 0) for name, each in added.items()}
+            return told
 
         def predict(latents: Tensor, now: int) -> Tensor:
             noisy = torch.cat([latents] * 2)
