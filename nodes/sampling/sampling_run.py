@@ -25,7 +25,7 @@ from ..prompt.clip_binding import BOUND_PROMPT, Binder
 from ..prompt.missing_subjects import missing_subjects
 from .batch_numbers import batch_numbers
 from .bound_rows import MODEL_COND, CONDPrompt, prompt_of
-from .noise_levels import cut_from, spans, trained_sigma
+from .noise_levels import cut_from, learned_from, spans
 from .other_nodes import beside_others, counts_as_within, is_part_of, no_other_device
 from .past_runs import KEPT, PastRun, gone_before, made_by, owners_of, whole
 from .run_notes import RunNotes, settings_of
@@ -200,11 +200,11 @@ class MoAHooks:
     ) -> SamplingRun:
         sampling = guider.model_patcher.get_model_object("model_sampling")
         start, end = (float(sampling.percent_to_sigma(p)) for p in (self.start_percent, self.end_percent))
-        trained = trained_sigma(sampling, self.timesteps)
+        learned = learned_from(sampling, self.timesteps, sigmas)
         if self.adapters is None:
-            start = min(start, trained)
+            start = min(start, learned)
         size = tuple(noise.shape[-2:])
-        first = max((sigma for sigma in sigmas[:-1].tolist() if end <= sigma <= min(start, trained)), default=end)
+        first = max((sigma for sigma in sigmas[:-1].tolist() if end <= sigma <= min(start, learned)), default=end)
         blocks = unet_blocks(guider.model_patcher)
         moa = Run(
             known,
@@ -216,7 +216,7 @@ class MoAHooks:
             self.sparse,
             self.learned,
             self.adapters,
-            learned_from=trained,
+            learned_from=learned,
             numbers=numbers,
         )
         by_number = {prompt.number: prompt for prompt in prompts}
