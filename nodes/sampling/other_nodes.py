@@ -54,11 +54,11 @@ def couples(transformer_options: Mapping) -> list[Message]:
     return [COUPLE] if any("couple" in _name(patch).lower() for patch in patches) else []
 
 
-def is_part_of(area: Tensor | None, size: tuple[int, int], latents: Tensor, whole: Collection[tuple[int, int]]) -> bool:
+def is_part_of(area: Tensor | None, size: tuple[int, int], begins_whole: bool) -> bool:
     """Whether a run of latents (h, w) shows a part of the picture that an area [M, H, W] was drawn for.
 
-    It does if it is smaller, and of another format, or begins with a picture that is not one of this MODEL's made
-    larger: a tile of an upscaler, a face of a detailer. whole: sizes of latents sampled before that were no part.
+    It does if it is smaller, and of another format, or begins with a picture that nobody knows: a tile of an upscaler,
+    a face of a detailer. begins_whole: with noise alone, or with what a run of a whole picture has made.
     """
     if area is None:
         return False
@@ -66,10 +66,7 @@ def is_part_of(area: Tensor | None, size: tuple[int, int], latents: Tensor, whol
     smaller = height <= area.shape[-2] and width <= area.shape[-1]
     if not smaller or max(area.shape[-2] - height, area.shape[-1] - width) < PIXELS:
         return False
-    if not _alike(size, area.shape[-2:]):
-        return True
-    second_pass = any(h <= size[0] and w <= size[1] and _alike(size, (h, w)) for h, w in whole)
-    return bool(latents.any()) and not second_pass
+    return not begins_whole or not _alike(size, area.shape[-2:])
 
 
 def counts_as_within(areas: Mapping[int, Tensor], size: tuple[int, int]) -> Message:

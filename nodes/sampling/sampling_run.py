@@ -27,7 +27,7 @@ from .batch_numbers import batch_numbers
 from .bound_rows import MODEL_COND, CONDPrompt, prompt_of
 from .noise_levels import cut_from, learned_from, spans
 from .other_nodes import beside_others, counts_as_within, is_part_of, no_other_device
-from .past_runs import KEPT, PastRun, gone_before, made_by, owners_of, whole
+from .past_runs import KEPT, PastRun, begins_whole, gone_before, made_by, owners_of, whole
 from .run_notes import RunNotes, settings_of
 from .scouting import scout
 from .unet_call import SamplingRun
@@ -69,8 +69,6 @@ class MoAHooks:
         self.learned, self.adapters, self.timesteps = learned, adapters, timesteps
         self.text = text or NodeText()
         self._run: SamplingRun | None = None
-        self._whole: set[tuple[int, int]] = set()
-        """(h, w) of the latents that were no part of a larger picture."""
         self._model = object()  # tells this MODEL's past runs from others'
 
     @property
@@ -169,6 +167,7 @@ class MoAHooks:
                 run.moa.places,
                 numbers,
                 notes,
+                part=bool(parts),
             )
         )
         return samples
@@ -233,9 +232,11 @@ class MoAHooks:
 
     def _shown(self, size: tuple[int, int], latents: Tensor) -> tuple[list[Subject], list[Message]]:
         """The subjects as a run of that size, begun with these latents, is to show them, and what to say of it."""
-        parts = [is_part_of(subject.area, size, latents, self._whole) for subject in self.subjects]
+        if all(subject.area is None for subject in self.subjects):
+            return list(self.subjects), []
+        from_whole = begins_whole(latents, self.past_runs())
+        parts = [is_part_of(subject.area, size, from_whole) for subject in self.subjects]
         if not any(parts):
-            self._whole.add(size)
             return list(self.subjects), []
         shown = [replace(s, area=None) if part else s for s, part in zip(self.subjects, parts, strict=True)]
         within = {n: s.area for n, s, part in zip(self.sockets, self.subjects, parts, strict=True) if part}
