@@ -15,7 +15,8 @@ PIXELS = 8
 PARTS = Message(
     "Another node cuts the picture in a way that MoA cannot follow.",
     "It asks the checkpoint for parts or copies of the picture without saying which. People from LoRAs and IP-Adapters "
-    "do not appear in those, and areas do not hold there. Tiled Diffusion's ways of cutting are known.",
+    "do not appear in those, and areas do not hold there. Of Tiled Diffusion's methods MultiDiffusion and Mixture of "
+    "Diffusers are known; SpotDiffusion shifts the picture and not what goes with it.",
 )
 COUPLE = Message(
     "Attention Couple: words in its region prompts bind nobody.",
