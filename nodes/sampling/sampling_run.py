@@ -23,7 +23,7 @@ from ..host.attention_layers import foreign_layers, layer_of, unet_blocks
 from ..host.messages import Message, NodeText
 from ..prompt.clip_binding import BOUND_PROMPT, Binder
 from ..prompt.missing_subjects import missing_subjects
-from .batch_numbers import batch_numbers
+from .batch_numbers import batch_numbers, numbers_of_sources
 from .bound_rows import MODEL_COND, CONDPrompt, prompt_of
 from .noise_levels import cut_from, learned_from, spans
 from .other_nodes import beside_others, counts_as_within, is_part_of, no_other_device
@@ -184,7 +184,7 @@ class MoAHooks:
         """Which pictures of the whole batch these are."""
         known = whole(made_by(latents.detach().cpu(), self.runs[::-1]))
         if known is not None:
-            return [run.numbers[picture] for run, picture in known]
+            return numbers_of_sources(known)
         return batch_numbers(noise, seed, self.subjects)
 
     def _start(

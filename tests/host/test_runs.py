@@ -144,6 +144,10 @@ def test_frames_taken_out_of_a_batch_are_the_frames_of_the_batch(host, morph):
     again = sampled(fixed, denoise=0.6, seed=2)
     some = sampled(host.run("LatentFromBatch", fixed, 1, 2)[0], denoise=0.6, seed=2)
     assert apart(some, frames(again, 1, 3)) < 1e-4 < 1e-3 < apart(frames(again, 0, 2), frames(again, 1, 3))
+    # One picture that is repeated becomes all frames, as in the batch that it would be without a first pass.
+    repeated = host.run("RepeatLatentBatch", sampled(empty()), 3)[0]
+    again = sampled(host.run("LatentBatchSeedBehavior", repeated, "fixed")[0])
+    assert apart(frames(again, 0, 1), frames(again, 1, 2)) > 1e-3 < apart(frames(again, 1, 2), frames(again, 2, 3))
     # And a sampling whose second half is that of some frames alone.
     halfway = part(host, morph, empty(3), 0, 2)
     rest = part(host, morph, host.run("LatentFromBatch", halfway, 1, 2)[0], 2, 4)
