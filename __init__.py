@@ -23,7 +23,7 @@ if folder_paths is not None:
     if first is None:
         from .nodes import comfy_entrypoint
 
-        WEB_DIRECTORY = "./web"  # the nodes' help pages; no JavaScript
+        WEB_DIRECTORY = "./web"  # the nodes' help pages, and what keeps their sockets in order
         __all__ = ["WEB_DIRECTORY", "comfy_entrypoint"]
     else:
         logging.warning(

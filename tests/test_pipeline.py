@@ -39,7 +39,7 @@ def test_the_three_term_guidance_has_the_prior_and_the_plain_guidance_as_its_end
 
 @pytest.mark.parametrize("sampler", ["uni_pc", "euler"])
 @pytest.mark.parametrize("guidance", [None, 3.0])
-def test_a_moa_acts_only_on_the_timesteps_it_was_trained_on(stirred_moa, sampler, guidance):
+def test_a_moa_acts_on_the_timesteps_it_was_trained_on_and_in_the_last_step(stirred_moa, sampler, guidance):
     limited = MoA(dataclasses.replace(stirred_moa.config, timesteps=500))
     limited.load_state_dict(stirred_moa.state_dict())
     seen: list[float] = []
@@ -49,7 +49,8 @@ def test_a_moa_acts_only_on_the_timesteps_it_was_trained_on(stirred_moa, sampler
         options = QUICK | {"steps": steps, "sampler": sampler, "subject_cfg": guidance, "strength": strength}
         return pipeline(moa)(PROMPT, [person(1, "man")], watch=lambda call: seen.append(1), **options)[0]
 
-    assert torch.equal(drawn(limited, 1), drawn(limited, 1, strength=0.0))  # one step, at 999
+    drawn(limited, 1)
+    assert len(seen) == 1  # one step, at 999
     assert (drawn(limited, 5) - drawn(limited, 5, strength=0.0)).abs().max() > 1e-3
     drawn(limited, 5)
     assert len(seen) == 2  # 400 and 200, of 999, 799, 599

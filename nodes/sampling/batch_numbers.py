@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ...moa_core.subjects.subject import Subject
+from .past_runs import Source
 
 MOST_DRAWN = 1024
 """Of so many indices the noise is tried before it counts as somebody else's."""
@@ -31,6 +32,17 @@ def batch_numbers(noise: Tensor, seed: int | None, subjects: Sequence[Subject]) 
     if len(set(drawn)) == 1:
         return [drawn[0] + place for place in places]
     return drawn if len(set(drawn)) == len(drawn) else places
+
+
+def numbers_of_sources(sources: Sequence[Source]) -> list[int]:
+    """The pictures' numbers where all are known: those that they were sampled as.
+
+    One that is there again (RepeatLatentBatch) is another picture, and they count on as the host's numbers do.
+    """
+    numbers = [run.numbers[picture] for run, picture in sources]
+    again = [sources[:place].count(source) for place, source in enumerate(sources)]
+    span = max(numbers) - min(numbers) + 1
+    return [number + span * times for number, times in zip(numbers, again, strict=True)]
 
 
 def _drawn(noise: Tensor, seed: int) -> list[int] | None:

@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from ...moa_core.routing.subject_area import opening_end
 from ...moa_core.routing.trace import TIMESTEPS
@@ -14,9 +15,17 @@ from ...moa_core.subjects.subject import Subject
 from .bound_rows import CONDPrompt
 
 
-def trained_sigma(sampling, timesteps: int) -> float:
-    """The noise level between the last timestep that a MoA was trained on and the next one."""
-    return math.inf if timesteps == TIMESTEPS else float(sampling.sigma(torch.tensor(timesteps - 0.5)))
+def learned_from(sampling, timesteps: int, sigmas: Tensor) -> float:
+    """The noise level from which on a MoA acts in a run with these levels [steps + 1]: between the last timestep that
+    it was trained on and the next one.
+
+    The step that finishes a picture is its in any case: it may be the only one (Turbo), and is noisier then.
+    """
+    if timesteps == TIMESTEPS:
+        return math.inf
+    trained = float(sampling.sigma(torch.tensor(timesteps - 0.5)))
+    finishes = len(sigmas) > 1 and float(sigmas[-1]) == 0.0
+    return max(trained, float(sigmas[-2])) if finishes else trained
 
 
 def cut_from(sampling, first: float, end_percent: float) -> float:

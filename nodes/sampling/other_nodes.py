@@ -15,7 +15,8 @@ PIXELS = 8
 PARTS = Message(
     "Another node cuts the picture in a way that MoA cannot follow.",
     "It asks the checkpoint for parts or copies of the picture without saying which. People from LoRAs and IP-Adapters "
-    "do not appear in those, and areas do not hold there. Tiled Diffusion's ways of cutting are known.",
+    "do not appear in those, and areas do not hold there. Of Tiled Diffusion's methods MultiDiffusion and Mixture of "
+    "Diffusers are known; SpotDiffusion shifts the picture and not what goes with it.",
 )
 COUPLE = Message(
     "Attention Couple: words in its region prompts bind nobody.",
@@ -54,11 +55,11 @@ def couples(transformer_options: Mapping) -> list[Message]:
     return [COUPLE] if any("couple" in _name(patch).lower() for patch in patches) else []
 
 
-def is_part_of(area: Tensor | None, size: tuple[int, int], latents: Tensor, whole: Collection[tuple[int, int]]) -> bool:
+def is_part_of(area: Tensor | None, size: tuple[int, int], begins_whole: bool) -> bool:
     """Whether a run of latents (h, w) shows a part of the picture that an area [M, H, W] was drawn for.
 
-    It does if it is smaller, and of another format, or begins with a picture that is not one of this MODEL's made
-    larger: a tile of an upscaler, a face of a detailer. whole: sizes of latents sampled before that were no part.
+    It does if it is smaller, and of another format, or begins with a picture that nobody knows: a tile of an upscaler,
+    a face of a detailer. begins_whole: with noise alone, or with what a run of a whole picture has made.
     """
     if area is None:
         return False
@@ -66,10 +67,7 @@ def is_part_of(area: Tensor | None, size: tuple[int, int], latents: Tensor, whol
     smaller = height <= area.shape[-2] and width <= area.shape[-1]
     if not smaller or max(area.shape[-2] - height, area.shape[-1] - width) < PIXELS:
         return False
-    if not _alike(size, area.shape[-2:]):
-        return True
-    second_pass = any(h <= size[0] and w <= size[1] and _alike(size, (h, w)) for h, w in whole)
-    return bool(latents.any()) and not second_pass
+    return not begins_whole or not _alike(size, area.shape[-2:])
 
 
 def counts_as_within(areas: Mapping[int, Tensor], size: tuple[int, int]) -> Message:

@@ -53,6 +53,8 @@ class PastRun:
     numbers: list[int]
     """Of its pictures in the whole batch."""
     notes: RunNotes
+    part: bool = False
+    """Whether it was taken for a part of the picture that areas were drawn for."""
 
     @property
     def nbytes(self) -> int:
@@ -110,6 +112,15 @@ def gone_before(
     if goes_on is not None:
         return goes_on, True
     return whole(made_by(latents, fitting)) or _scaled(latents, fitting), False
+
+
+def begins_whole(latents: Tensor, runs: Sequence[PastRun]) -> bool:
+    """Whether a run begins with noise alone, or with latents [B, 4, h, w] that runs of whole pictures have made."""
+    if not latents.any():
+        return True
+    latents = latents.detach().cpu()
+    sources = whole(made_by(latents, runs)) or _overlapping(latents, runs) or _scaled(latents, runs)
+    return sources is not None and not any(run.part for run, _ in sources)
 
 
 def made_by(latents: Tensor, runs: Iterable[PastRun]) -> list[Source | None]:

@@ -23,11 +23,11 @@ from ..host.attention_layers import foreign_layers, layer_of, unet_blocks
 from ..host.messages import Message, NodeText
 from ..prompt.clip_binding import BOUND_PROMPT, Binder
 from ..prompt.missing_subjects import missing_subjects
-from .batch_numbers import batch_numbers
+from .batch_numbers import batch_numbers, numbers_of_sources
 from .bound_rows import MODEL_COND, CONDPrompt, prompt_of
-from .noise_levels import cut_from, spans, trained_sigma
+from .noise_levels import cut_from, learned_from, spans
 from .other_nodes import beside_others, counts_as_within, is_part_of, no_other_device
-from .past_runs import KEPT, PastRun, gone_before, made_by, owners_of, whole
+from .past_runs import KEPT, PastRun, begins_whole, gone_before, made_by, owners_of, whole
 from .run_notes import RunNotes, settings_of
 from .scouting import scout
 from .unet_call import SamplingRun
@@ -69,8 +69,6 @@ class MoAHooks:
         self.learned, self.adapters, self.timesteps = learned, adapters, timesteps
         self.text = text or NodeText()
         self._run: SamplingRun | None = None
-        self._whole: set[tuple[int, int]] = set()
-        """(h, w) of the latents that were no part of a larger picture."""
         self._model = object()  # tells this MODEL's past runs from others'
 
     @property
@@ -169,6 +167,7 @@ class MoAHooks:
                 run.moa.places,
                 numbers,
                 notes,
+                part=bool(parts),
             )
         )
         return samples
@@ -185,7 +184,7 @@ class MoAHooks:
         """Which pictures of the whole batch these are."""
         known = whole(made_by(latents.detach().cpu(), self.runs[::-1]))
         if known is not None:
-            return [run.numbers[picture] for run, picture in known]
+            return numbers_of_sources(known)
         return batch_numbers(noise, seed, self.subjects)
 
     def _start(
@@ -200,11 +199,11 @@ class MoAHooks:
     ) -> SamplingRun:
         sampling = guider.model_patcher.get_model_object("model_sampling")
         start, end = (float(sampling.percent_to_sigma(p)) for p in (self.start_percent, self.end_percent))
-        trained = trained_sigma(sampling, self.timesteps)
+        learned = learned_from(sampling, self.timesteps, sigmas)
         if self.adapters is None:
-            start = min(start, trained)
+            start = min(start, learned)
         size = tuple(noise.shape[-2:])
-        first = max((sigma for sigma in sigmas[:-1].tolist() if end <= sigma <= min(start, trained)), default=end)
+        first = max((sigma for sigma in sigmas[:-1].tolist() if end <= sigma <= min(start, learned)), default=end)
         blocks = unet_blocks(guider.model_patcher)
         moa = Run(
             known,
@@ -216,7 +215,7 @@ class MoAHooks:
             self.sparse,
             self.learned,
             self.adapters,
-            learned_from=trained,
+            learned_from=learned,
             numbers=numbers,
         )
         by_number = {prompt.number: prompt for prompt in prompts}
@@ -233,9 +232,11 @@ class MoAHooks:
 
     def _shown(self, size: tuple[int, int], latents: Tensor) -> tuple[list[Subject], list[Message]]:
         """The subjects as a run of that size, begun with these latents, is to show them, and what to say of it."""
-        parts = [is_part_of(subject.area, size, latents, self._whole) for subject in self.subjects]
+        if all(subject.area is None for subject in self.subjects):
+            return list(self.subjects), []
+        from_whole = begins_whole(latents, self.past_runs())
+        parts = [is_part_of(subject.area, size, from_whole) for subject in self.subjects]
         if not any(parts):
-            self._whole.add(size)
             return list(self.subjects), []
         shown = [replace(s, area=None) if part else s for s, part in zip(self.subjects, parts, strict=True)]
         within = {n: s.area for n, s, part in zip(self.sockets, self.subjects, parts, strict=True) if part}

@@ -170,6 +170,56 @@ def test_a_search_finds_the_nodes(page, word):
     page.wait_for_timeout(300)
 
 
+def add_people(page, *sockets: str) -> None:
+    """A LoRA Subject of that title for each of these sockets of the graph's node that has them."""
+    page.evaluate(
+        "sockets => sockets.forEach((name, row) => {"
+        " const node = app.graph._nodes.find(n => n.inputs?.some(i => i.name === name));"
+        " const person = LiteGraph.createNode('MoALoRASubject'); person.title = name; person.pos = [-400, 250 * row];"
+        " app.graph.add(person); person.connect(0, node, node.inputs.findIndex(i => i.name === name)) })",
+        list(sockets),
+    )
+    page.wait_for_timeout(500)
+
+
+def connected(page) -> list[list[str]]:
+    """The sockets of MoA Patch Model that are connected, and the titles of the nodes that they are connected to."""
+    page.wait_for_timeout(800)
+    return page.evaluate(
+        "() => app.graph._nodes.find(n => n.type === 'MoAPatchModel').inputs.filter(i => i.link != null)"
+        ".map(i => [i.name, app.graph.getNodeById(app.graph.links[i.link].origin_id).title])"
+    )
+
+
+def unpack(page) -> None:
+    page.evaluate(
+        "() => { app.canvas.deselectAll(); app.canvas.selectItems(app.graph._nodes.filter(n => n.subgraph)) }"
+    )
+    page.evaluate("app.extensionManager.command.execute('Comfy.Graph.UnpackSubgraph')")
+
+
+def test_three_people_stay_connected_in_a_copy_and_through_a_subgraph(page):
+    load(page, "Two people")
+    add_people(page, "subjects.subject2")
+    before = connected(page)
+    assert [name for name, _ in before][-3:] == [f"subjects.subject{n}" for n in range(3)]
+    page.evaluate(
+        "() => { app.canvas.selectItems(app.graph._nodes); app.canvas.copyToClipboard(); app.graph.clear();"
+        " app.canvas.pasteFromClipboard() }"
+    )
+    assert connected(page) == before
+    for packed in (["MoAPatchModel"], ["MoAPatchModel", "MoASubjectEncoder"]):
+        page.evaluate(
+            "types => { app.canvas.deselectAll();"
+            " app.canvas.selectItems(app.graph._nodes.filter(n => types.includes(n.type))) }",
+            packed,
+        )
+        page.evaluate("app.extensionManager.command.execute('Comfy.Graph.ConvertToSubgraph')")
+        page.wait_for_function("() => app.graph._nodes.some(n => n.subgraph)")
+        unpack(page)
+        assert connected(page) == before
+
+
 @pytest.mark.parametrize("name", BLUEPRINTS)
 def test_a_blueprint_is_found_like_a_node_and_holds_its_own(page, name):
     page.evaluate("() => app.graph.clear()")
@@ -187,6 +237,10 @@ def test_a_blueprint_is_found_like_a_node_and_holds_its_own(page, name):
     assert shown["nodes"] == sorted(part["type"] for part in inside(name)["nodes"])
     page.mouse.click(1000, 500)  # puts it down: until then it hangs on the mouse
     assert [c for c in page.complaints if any(name in c for name in OURS)] == []
+    if "subject_b" in shown["inputs"]:
+        add_people(page, "subject_a", "subject_b")
+        unpack(page)
+        assert connected(page) == [["subjects.subject0", "subject_a"], ["subjects.subject1", "subject_b"]]
 
 
 @pytest.mark.parametrize("name", FOR_A_PHOTO)

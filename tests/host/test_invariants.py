@@ -35,8 +35,8 @@ def test_strength_0_and_outside_the_percents_change_not_one_bit(host, scene, moa
     assert not torch.allclose(host.sample(patched, bound, negative)["samples"], plain, atol=1e-2)
 
 
-def test_a_moa_acts_only_on_the_timesteps_it_was_trained_on(host, scene, moa, stirred_moa):
-    """Trained below 500, it begins where start_percent 0.5 would let any MoA begin."""
+def test_a_moa_acts_on_the_timesteps_it_was_trained_on_and_in_the_last_step(host, scene, moa, stirred_moa):
+    """Trained below 500, it begins where start_percent 0.5 would let any MoA begin; a single step is its too."""
     model, clip, positive, negative, subjects = scene
     with torch.inference_mode(False):
         trained = MoA(dataclasses.replace(stirred_moa.config, timesteps=500))
@@ -53,9 +53,17 @@ def test_a_moa_acts_only_on_the_timesteps_it_was_trained_on(host, scene, moa, st
             drawn[name] = host.sample(patched, bound, negative, steps=5)["samples"]
             if name == "limited":
                 one_step = host.sample(patched, bound, negative, steps=1)["samples"]
-                assert torch.equal(one_step, host.sample(model, positive, negative, steps=1)["samples"])
+                assert (one_step - host.sample(model, positive, negative, steps=1)["samples"]).abs().max() > 1e-2
         assert torch.equal(drawn["limited"], drawn["late"])
         assert (drawn["limited"] - drawn["whole"]).abs().max() > 1e-2
+    begun = [  # one step of five, for another run to go on with
+        host.run(
+            "KSamplerAdvanced", each, "enable", 1, 5, 4.0, "euler", "normal", prompt, negative,
+            {"samples": torch.zeros(1, 4, 16, 16)}, 0, 1, "enable",
+        )[0]["samples"]
+        for each, prompt in ((host.patch(model, clip, limited, *subjects)[0], bound), (model, positive))
+    ]  # fmt: skip
+    assert torch.equal(*begun)
 
 
 @pytest.mark.parametrize("prompt", ["a house in paris", "a man and a man in paris"])

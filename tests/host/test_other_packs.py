@@ -149,19 +149,35 @@ def test_people_found_by_their_words_are_found_in_tiles(host, couple, loaded):
     assert differ(drawn[0], drawn[2])
 
 
-def test_parts_that_nobody_can_place_show_no_other_rows_subjects_and_are_told(host, loaded, each_moa, caplog):
-    """A wrapper that cuts the latents and keeps what the conditioning brings."""
+@pytest.mark.parametrize("way", ["halves", "shifted tiles"])
+def test_parts_that_nobody_can_place_show_no_other_rows_subjects_and_are_told(host, loaded, each_moa, caplog, way):
+    """Wrappers that cut the latents and keep what the conditioning brings, or shift it otherwise (SpotDiffusion)."""
     people = [host.subject(each_moa, 1), host.subject(each_moa, 2, "woman")]
     model, clip = host.patch(*loaded[:2], each_moa, *people)
 
-    def wrapper(apply_model, args):
+    def halves(apply_model, args):
         x, given = args["input"], args["c"]
-        halves = [apply_model(half.contiguous(), args["timestep"], **given) for half in x.chunk(2, dim=-1)]
-        return torch.cat(halves, dim=-1)
+        drawn = [apply_model(half.contiguous(), args["timestep"], **given) for half in x.chunk(2, dim=-1)]
+        return torch.cat(drawn, dim=-1)
+
+    def shifted(apply_model, args):
+        def part(value, number, shifts):
+            is_map = isinstance(value, torch.Tensor) and value.ndim == 4
+            return value.roll(shifts, (-2, -1)).chunk(2, dim=-1)[number].contiguous() if is_map else value
+
+        drawn = [
+            apply_model(
+                part(args["input"], number, (0, 5)),
+                args["timestep"],
+                **{name: part(value, number, (3, 5)) for name, value in args["c"].items()},
+            )
+            for number in range(2)
+        ]
+        return torch.cat(drawn, dim=-1).roll(-5, -1)
 
     model = model.clone()
-    model.set_model_unet_function_wrapper(wrapper)
-    drawn = host.sample(model, host.prompt(clip, PROMPT), host.prompt(clip, "ugly"))["samples"]
+    model.set_model_unet_function_wrapper(halves if way == "halves" else shifted)
+    drawn = host.sample(model, host.prompt(clip, PROMPT), host.prompt(clip, "ugly"), steps=2)["samples"]
     assert drawn.isfinite().all() and caplog.text.count("cannot follow") == 1
 
 
@@ -256,6 +272,8 @@ def test_a_part_of_the_areas_picture_counts_as_within_the_area(host, loaded, eac
     for person in people:
         model, clip = host.patch(*loaded[:2], each_moa, person)
         prompts = host.prompt(clip, PROMPT), host.prompt(clip, "ugly")
+        if case != "another format":
+            host.sample(model, *prompts, steps=1)  # a whole picture of that size, whose part this is not
         drawn.append(host.sample(model, *prompts, steps=2, latent={"samples": latent}, denoise=0.5)["samples"])
     assert torch.equal(*drawn)
     height, width = (8 * side for side in size)

@@ -91,6 +91,28 @@ def test_a_second_pass_begins_with_the_places_of_the_first_scaled_to_its_size(ho
         assert overlaps[0] > max(0.5, overlaps[1] + 0.1), widgets
 
 
+@pytest.mark.parametrize("steps", [1, 2, 4])
+def test_checkpoints_of_few_steps_show_the_people(host, couple, steps):
+    """As LCM, Lightning and Turbo are sampled: without guidance, with their own nodes before and after MoA."""
+    patched, positive, negative, plain = couple
+
+    def lcm(model):
+        model = host.run("ModelSamplingDiscrete", model, "lcm", False)[0]
+        return host.run("KSampler", model, 1, steps, 1.0, "lcm", "sgm_uniform", positive, negative, empty())[0]
+
+    def turbo(model):
+        sampler, sigmas = (
+            host.run("KSamplerSelect", "euler_ancestral")[0],
+            host.run("SDTurboScheduler", model, steps, 1.0)[0],
+        )
+        return host.run("SamplerCustom", model, True, 1, 1.0, positive, negative, sampler, sigmas, empty())[0]
+
+    for sample in (lcm, turbo):
+        drawn = sample(patched)
+        assert apart(drawn, sample(plain)) > 1e-2
+        assert host.run("MoARouterVisualizer", patched, drawn)[1].any()
+
+
 @pytest.fixture(scope="module")
 def morph(host, loaded, each_moa):
     """A patched MODEL with one subject of three variants, its prompt and a negative one."""
@@ -122,6 +144,10 @@ def test_frames_taken_out_of_a_batch_are_the_frames_of_the_batch(host, morph):
     again = sampled(fixed, denoise=0.6, seed=2)
     some = sampled(host.run("LatentFromBatch", fixed, 1, 2)[0], denoise=0.6, seed=2)
     assert apart(some, frames(again, 1, 3)) < 1e-4 < 1e-3 < apart(frames(again, 0, 2), frames(again, 1, 3))
+    # One picture that is repeated becomes all frames, as in the batch that it would be without a first pass.
+    repeated = host.run("RepeatLatentBatch", sampled(empty()), 3)[0]
+    again = sampled(host.run("LatentBatchSeedBehavior", repeated, "fixed")[0])
+    assert apart(frames(again, 0, 1), frames(again, 1, 2)) > 1e-3 < apart(frames(again, 1, 2), frames(again, 2, 3))
     # And a sampling whose second half is that of some frames alone.
     halfway = part(host, morph, empty(3), 0, 2)
     rest = part(host, morph, host.run("LatentFromBatch", halfway, 1, 2)[0], 2, 4)

@@ -149,7 +149,7 @@ class MoAPipeline:
             else:
                 fused |= set(photos)
             adapters = Adapters(images, parts, deltas, fused)
-        learned_from = self.timesteps - 0.5
+        learned_from = max(self.timesteps - 0.5, timesteps[-1])  # the last step is the MoA's, be it the only one
         return Run(
             subjects,
             batch,
@@ -237,7 +237,7 @@ class MoAPipeline:
             timestep = t.float().to(self.device).expand(2 * batch)
             noisy = torch.cat([scheduler.scale_model_input(latents, t)] * 2)
             call = None
-            if acting and (run.adapters is not None or float(t) < self.timesteps):
+            if acting and (run.adapters is not None or float(t) <= run.learned_from):
                 call = run.call(rows, float(t), noisy, context, timestep, self.prior)
             beside = others(noisy, timestep, context)
             moa, uncond = self.unet.run(noisy, timestep, context, call, **beside).chunk(2)
