@@ -350,6 +350,7 @@ def test_a_checkpoint_of_another_configuration_is_refused(toy, tmp_path, capsys)
 # The real size
 
 
+@pytest.mark.slow
 def test_a_step_at_the_size_of_sd15(tmp_path):
     """Random weights; the peak memory is printed."""
     subprocess.run([sys.executable, PACK / "tests/sd15_folder.py", tmp_path], check=True, cwd=PACK, env=ENVIRONMENT)
