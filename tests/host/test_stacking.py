@@ -106,6 +106,27 @@ def test_lora_on_model_and_clip_in_either_order(host, loaded, each_moa, each_sub
     assert differ(run(after[0], patched[1]), run(*patched)) and differ(run(patched[0], after[1]), run(*patched))
 
 
+def test_with_next_to_no_memory_the_picture_is_the_same(host, loaded, each_moa, each_subjects, monkeypatch):
+    """As --novram does it, here with the CPU in the GPU's place: every layer's weights are brought when it is asked,
+    and a LoRA of the checkpoint is added to them there.
+    """
+    import comfy.model_management as management
+
+    model, clip, _ = loaded
+    styled = lora(host, model, clip, host.base / "models/loras/test.safetensors")
+    patched, bound_clip = host.patch(*styled, each_moa, *each_subjects)
+    positive, negative = host.prompt(bound_clip, PROMPT), host.prompt(styled[1], "bad")
+    management.unload_all_models()
+    usual = host.sample(patched, positive, negative)["samples"]
+    management.unload_all_models()
+    monkeypatch.setattr(management, "is_device_cpu", lambda device: False)
+    monkeypatch.setattr(management, "vram_state", management.VRAMState.NO_VRAM)
+    assert torch.equal(host.sample(patched, positive, negative)["samples"], usual)
+    held = [patched, *patched.get_additional_models_with_key("moa")]
+    assert len(held) > 1 and all(each.model.model_lowvram for each in held)
+    management.unload_all_models()
+
+
 def test_a_lora_by_hooks_with_a_schedule(host, loaded, each_moa, each_subjects):
     """The host then encodes the prompt once for every part of the schedule, and swaps weights while it samples."""
     model, clip, _ = loaded
