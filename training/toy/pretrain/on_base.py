@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -14,7 +15,7 @@ from training.host.base import Base
 from training.host.schedule import TIMESTEPS
 from training.host.tokenizer import tokenize
 from training.toy.pretrain.loop import Plan, Trainee, autocast, device, train
-from training.toy.pretrain.unet import diffusion_loss, sample
+from training.toy.pretrain.unet import GAMMA, diffusion_loss, sample
 from training.toy.renders import to_tensor
 
 HELD_OUT = 64
@@ -45,15 +46,23 @@ class Scenes:
 
 
 def train_on_base(
-    plan: Plan, name: str, base: Base, model: nn.Module, scenes: Scenes, dropped: float, prompts: list[str]
+    plan: Plan,
+    name: str,
+    base: Base,
+    model: nn.Module,
+    scenes: Scenes,
+    dropped: float,
+    prompts: list[str],
+    gamma: float = GAMMA,
 ) -> None:
     """Train what is not frozen of a model that denoises: latents, timestep, ids, *control -> noise.
 
     dropped: share of captions replaced by the empty one. The contact sheet shows the prompts, under the control of
     the first held-out scenes. Under a control most timesteps are noisy ones, which lay out the picture: cubic sampling
-    (T2I-Adapter, Mou et al., 2023, 3.3).
+    (T2I-Adapter, Mou et al., 2023, 3.3). gamma: of the min-SNR weighting.
     """
-    trainee, loss = Trainee(name, model, plan), plan.loss(diffusion_loss)
+    weighted = partial(diffusion_loss, gamma=gamma)
+    trainee, loss = Trainee(name, model, plan), plan.loss(weighted)
     empty = torch.tensor(tokenize(""), device=device())
     known = len(scenes.latents) - HELD_OUT
 
@@ -73,9 +82,7 @@ def train_on_base(
     def look(path: Path) -> str:
         model.eval()
         random = torch.Generator().manual_seed(0)
-        losses = [
-            diffusion_loss(model, *noised(part, random)) for part in torch.arange(known, known + HELD_OUT).split(16)
-        ]
+        losses = [weighted(model, *noised(part, random)) for part in torch.arange(known, known + HELD_OUT).split(16)]
         _, _, control = scenes.at(torch.arange(known, known + len(prompts)))
         ids = torch.tensor([tokenize(prompt) for prompt in prompts], device=device())
         noise = torch.randn(len(prompts), *scenes.latents.shape[1:], generator=random).to(device())

@@ -19,6 +19,8 @@ RANK = 8
 LAYERS = ("to_", "proj_", "ff.net")
 """Attention and feed-forward, as kohya's trainer does unless told otherwise."""
 PICTURES = 320
+GAMMA = 0.3
+"""Of the min-SNR weighting: hair is decided in strong noise, which the base model's own weighting counts least."""
 
 
 def train_person_lora(plan: Plan, word: str, person: int) -> None:
@@ -30,7 +32,7 @@ def train_person_lora(plan: Plan, word: str, person: int) -> None:
     learnt = Scenes.of(base, torch.from_numpy(pixels), [scene.caption for scene in scenes])
     model, name = LoRADenoiser(base, RANK, LAYERS), f"{word}-{person}"
     prompts = [f"a {word} {ACTIONS[n % 4]} {place}" for n, place in enumerate(PLACES.values())]
-    train_on_base(plan, f"lora-{name}", base, model, learnt, DROPPED, prompts)
+    train_on_base(plan, f"lora-{name}", base, model, learnt, DROPPED, prompts, GAMMA)
     save_lora(model.unet, plan.run / f"{name}.safetensors")
 
 

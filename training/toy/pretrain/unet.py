@@ -52,7 +52,13 @@ class Denoiser(nn.Module):
 
 
 def diffusion_loss(
-    model: nn.Module, latents: Tensor, ids: Tensor, timestep: Tensor, noise: Tensor, *control: Tensor
+    model: nn.Module,
+    latents: Tensor,
+    ids: Tensor,
+    timestep: Tensor,
+    noise: Tensor,
+    *control: Tensor,
+    gamma: float = GAMMA,
 ) -> Tensor:
     """Squared error of the predicted noise, min-SNR weighted; latents and noise [B, 4, h, w], timestep [B].
 
@@ -60,7 +66,7 @@ def diffusion_loss(
     """
     predicted = model(add_noise(latents, noise, timestep), timestep, ids, *control)
     error = (predicted.float() - noise).square().mean(dim=(1, 2, 3))
-    return (error * min_snr(timestep, GAMMA)).mean()
+    return (error * min_snr(timestep, gamma)).mean()
 
 
 def encoded(plan: Plan) -> tuple[Tensor, Tensor]:
