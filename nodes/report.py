@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..moa_core.files.whole_file import write_whole
 from ..moa_core.subjects.subject import Subject
-from .evidence.likeness import encoder_of, likeness
+from .evidence.likeness import compared, encoder_of, likeness
 from .evidence.report_text import report_text
 from .evidence.used_files import used_files
 from .experts.loaded_photomaker import LoadedPhotoMaker
@@ -101,7 +101,12 @@ class MoAReport(io.ComfyNode):
                 "without": notes.steps(with_moa=False) if notes else 0,
             },
             "subjects": [
-                {"number": number, "word": subject.word, "kind": _kind(subject)}
+                {
+                    "number": number,
+                    "word": subject.word,
+                    "kind": _kind(subject),
+                    "likeness_by": compared(subject, encoder_of(subject, hooks.moa)),
+                }
                 for number, subject in zip(hooks.sockets, hooks.subjects, strict=True)
             ],
             "pictures": pictures,

@@ -39,6 +39,11 @@ class Face:
     others: int
     """How many more faces there are."""
 
+    @property
+    def normalized(self) -> Tensor:
+        """The embedding [512], of length 1."""
+        return F.normalize(self.embedding, dim=0)
+
 
 def face_analysis(given: Any, models: str, file: str) -> Any:
     """insightface's FaceAnalysis for a file that reads embeddings of that set of models: what is given, or our own.
@@ -103,6 +108,11 @@ def find_face(analysis: Any, picture: Tensor, mask: Tensor | None, form: str) ->
             embedding = torch.as_tensor(getattr(largest, form)).float().flatten()
             return Face(embedding, points, face_crop(picture, points), len(found) - 1)
     return None
+
+
+def mean_face(faces: Sequence[Face]) -> Tensor:
+    """[1, 512]: see Subject.face."""
+    return torch.stack([face.normalized for face in faces]).mean(dim=0, keepdim=True)
 
 
 def largest_first(boxes: Sequence[Sequence[float]], mask: Tensor | None) -> list[int]:

@@ -117,21 +117,35 @@ def test_a_lora_and_a_face_are_each_themselves_and_weight_0_is_not_one_bit(
     assert torch.equal(run(encoded(host, moa, photo(ANN), weight=0.0)), plain)
 
 
-@pytest.mark.parametrize("kind", ["portrait", "plusv2"])
+@pytest.fixture(scope="module")
+def instantid(host, toy_base, tmp_path_factory):
+    """For the toy model; its projector reads embeddings that are not normalized."""
+    with torch.inference_mode():
+        return face_adapter(host, toy_base.unet, tmp_path_factory.mktemp("faces"), "unnorm", "report-instantid")
+
+
+@pytest.mark.parametrize("kind", ["portrait", "plusv2", "instantid"])
 def test_the_report_tells_by_the_face_who_stands_where(host, loaded, request, kind):
-    """Each in their place, the other in each one's, nobody with a face; one of them is known from two photos."""
-    moa, ann, bob = request.getfixturevalue(kind), photo(ANN), photo((BOB[0], 50, 20, 40))
+    """By the cosines of insightface's embeddings: each in their place, the other in each one's, nobody with a face.
+
+    One is known from two photos that differ, the other comes from a file.
+    """
+    moa, ann, bob, later = request.getfixturevalue(kind), photo(ANN), photo((BOB[0], 50, 20, 40)), ANN[0] + 1
     left, right = torch.zeros(1, 32, 32), torch.zeros(1, 32, 32)
     left[:, 8:22, 1:15], right[:, 8:22, 17:31] = 1, 1
-    people = (
-        encoded(host, moa, torch.cat([ann, photo((ANN[0], 60, 30, 30))]), area=left),
-        encoded(host, moa, bob, "woman", area=right),
-    )
-    model, clip = host.patch(*loaded[:2], moa, *people)
+    first = encoded(host, moa, torch.cat([ann, photo((later, 60, 30, 30))]), area=left)
+    second = encoded(host, moa, bob, "woman", area=right)
+    saved = host.nodes["MoASaveSubject"].execute(second, f"bob-{kind}").ui["subjects"][0]["filename"]
+    model, clip = host.patch(*loaded[:2], moa, first, host.run("MoALoadSubject", saved)[0])
     latents = host.sample(model, host.prompt(clip, PROMPT), host.prompt(clip, "ugly"), steps=1, batch=3)
-    told = report_of_pasted(host, model, latents, (ann, bob), (bob, ann), (photo(), photo()))
+    told, text = report_of_pasted(host, model, latents, (ann, bob), (bob, ann), (photo(), photo()))
     own, other, nobody = ([found["likeness"] for found in picture["subjects"]] for picture in told["pictures"])
-    assert min(own) > 0.9 > 0.7 > max(other) and nobody == [None, None] and told["best"] == 1
+    to_ann, to_bob = (lambda who, one=one: float(normed(who)[0] @ normed(one)[0]) for one in (ANN[0], BOB[0]))
+    assert own == pytest.approx([(1 + to_ann(later)) / 2, 1.0], abs=1e-5)
+    assert other == pytest.approx([(to_bob(ANN[0]) + to_bob(later)) / 2, to_ann(BOB[0])], abs=1e-5)
+    assert nobody == [None, None] and told["best"] == 1
+    assert {subject["likeness_by"] for subject in told["subjects"]} == {"face embedding"}
+    assert "likeness 1.000 by face embedding" in text and text.count("likeness not measured: no face is seen") == 2
 
 
 def test_a_picture_with_a_face_and_a_lora_sampled_in_diffusers_is_comfyuis(host, loaded, toy_base, plusv2):
