@@ -127,6 +127,21 @@ def test_each_picture_of_a_morph_reads_its_own_tokens(host, sdxl, instantid, net
         torch.testing.assert_close(found[:, number], control(host, sdxl[1][0], own, batch=2)[:, number])
 
 
+def test_a_frame_cut_out_of_a_morph_reads_its_own_tokens(host, sdxl, instantid, net, text, ann):
+    """Sampled alone it is the same picture as in the batch, and not that of another variant."""
+    cid = encoded(host, instantid, photo((7, 20, 20, 40)), area=torch.ones(1, 32, 32))
+    morph = host.run("MoASubjectInterpolate", cid, ann, 0.5, 3, "linear")[0]
+    model, clip = host.patch(*sdxl[1], instantid, morph)
+    conditionings = applied(host, (host.prompt(clip, PROMPT), text[1]), net, morph)
+    batch = {"samples": torch.zeros(3, 4, 8, 8)}
+    together = host.sample(model, *conditionings, steps=1, latent=batch)["samples"]
+    cut = host.run("LatentFromBatch", batch, 1, 2)[0]
+    alone = host.sample(model, *conditionings, steps=1, latent=cut)["samples"]
+    torch.testing.assert_close(alone, together[1:], atol=1e-4 * float(together.abs().max()), rtol=0)
+    first = applied(host, (host.prompt(clip, PROMPT), text[1]), net, cid)
+    assert differ(host.sample(model, *first, steps=1, latent=cut)["samples"], alone)
+
+
 def test_it_acts_beside_moa_in_its_part_of_the_sampling_and_strength_0_is_without_it(host, sdxl, instantid, net, text):
     (model, clip), area = sdxl[1], torch.ones(1, 32, 32)
     person = encoded(host, instantid, photo(ANN), area=area)
