@@ -230,6 +230,12 @@ def test_what_is_missing_or_wrong_is_said_in_a_sentence(host, toy_base, tmp_path
     (folder / "cut.bin").write_bytes(b"pickle")
     with pytest.raises(ValueError, match=r"'cut\.bin' is damaged, or a pickle of more than tensors"):
         load("cut")
+    torch.save({"conv.weight": torch.ones(2), "steps": {"count": torch.ones(1)}}, folder / "network.bin")
+    with pytest.raises(ValueError, match=r"'network\.bin' is no IP-Adapter for a U-Net: expected weights named"):
+        load("network")
+    torch.save({"image_proj": {"proj.weight": 3}, "ip_adapter": {"1.to_k_ip.weight": torch.ones(2)}}, folder / "3.bin")
+    with pytest.raises(ValueError, match=r"'3\.bin' is damaged, or a pickle of more than tensors"):
+        load("3")
     written = tmp_path / "ran"
 
     class Command:

@@ -95,6 +95,19 @@ def test_who_is_painted_as_in_the_reference_is_as_like_as_can_be_and_the_best(ho
         assert told["pictures"][1]["change_inside"] == 0.0
 
 
+@pytest.mark.parametrize(("likenesses", "best"), [
+    ([(0.40, 0.38), (0.70, 0.95)], 2),  # one by the face, whose cosines are smaller, one by image features
+    ([(None, 0.3), (0.9, 0.7)], 2),
+    ([(0.5, 0.4), (None, None)], 1),
+    ([(None, None), (None, None)], None),
+])  # fmt: skip
+def test_the_best_is_where_nobody_is_far_behind_their_own_best(host, likenesses, best):
+    """likenesses: of each subject in two pictures."""
+    pictures = [{"number": n + 1, "subjects": [{"likeness": own[n]} for own in likenesses]} for n in range(2)]
+    assert host.module("nodes.report").best_of(pictures) == best
+    assert host.module("nodes.report").best_of([{"number": 1, "subjects": []}]) is None
+
+
 @pytest.mark.parametrize(("kind", "start", "area", "known"), [
     ("ip_moa", 0.0, None, {"with": 5, "without": 1}),  # one of the two of the scouting
     ("ip_moa", 0.0, torch.ones(1, 16, 16), {"with": 5}),
