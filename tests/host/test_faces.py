@@ -1,6 +1,8 @@
 """FaceID files in a real ComfyUI: from a photo with a face to the picture, alone and beside a LoRA."""
 
 import copy
+import dataclasses
+import importlib
 import os
 import pickle
 
@@ -210,6 +212,17 @@ class Antelope(FaceFinder):
     models = {"recognition": Recognizer()}
 
 
+class DetectorAlone(FaceFinder):
+    models = {"detection": None}
+
+
+class Doubting(FaceFinder):
+    """Judges every face not real, and embeds none."""
+
+    def get(self, picture):
+        return [dataclasses.replace(face, embedding=None) for face in super().get(picture)]
+
+
 def test_what_is_missing_or_wrong_is_said_in_a_sentence(host, toy_base, tmp_path, plusv2, portrait):
     def load(name, *inputs):
         return host.run("MoAFromIPAdapter", f"{name}.bin", *inputs)[0]
@@ -226,6 +239,10 @@ def test_what_is_missing_or_wrong_is_said_in_a_sentence(host, toy_base, tmp_path
         load("ip-adapter-faceid-portrait_sd15", None, "faces")
     with pytest.raises(ValueError, match="insightface's buffalo_l, and the INSIGHTFACE.*uses glintr100"):
         load("ip-adapter-faceid-portrait_sd15", None, Antelope())
+    with pytest.raises(ValueError, match="connected here lacks the model that makes them, w600k_r50. Choose all of bu"):
+        load("ip-adapter-faceid-portrait_sd15", None, DetectorAlone())
+    with pytest.raises(ValueError, match="there is no face in the picture of 'man'"):
+        encoded(host, load("ip-adapter-faceid-portrait_sd15", None, Doubting()), photo(ANN))
     folder = host.base / "models/ipadapter"
     (folder / "cut.bin").write_bytes(b"pickle")
     with pytest.raises(ValueError, match=r"'cut\.bin' is damaged, or a pickle of more than tensors"):
@@ -253,10 +270,14 @@ def test_an_installed_insightface_is_asked_with_models_from_the_models_folder_al
 ):
     (tmp_path / "insightface").mkdir()
     (tmp_path / "insightface/__init__.py").touch()
-    (tmp_path / "insightface/app.py").write_text(
+    app = tmp_path / "insightface/app.py"
+    app.write_text("import a_package_that_is_not_there\n")
+    app_that_works = (
+        "from pathlib import Path\n"
         "from face_pictures import FaceFinder\n"
         "class FaceAnalysis(FaceFinder):\n"
         "    def __init__(self, name, root):\n"
+        "        assert Path(root, 'models', name, 'det_10g.onnx').exists()\n"
         "        self.name, self.root = name, root\n"
         "    def prepare(self, ctx_id, det_size):\n"
         "        self.det_size = det_size\n"
@@ -267,6 +288,13 @@ def test_an_installed_insightface_is_asked_with_models_from_the_models_folder_al
     models = host.base / "models/insightface/models/buffalo_l"
     models.mkdir(parents=True)
     (models / "w600k_r50.onnx").touch()
+    with pytest.raises(ValueError, match=r"insightface, which lacks something .*a_package_that.*Install it with what"):
+        host.run("MoAFromIPAdapter", "ip-adapter-faceid-portrait_sd15.bin")
+    app.write_text(app_that_works)
+    importlib.invalidate_caches()
+    with pytest.raises(ValueError, match=r"cannot use the files in .*buffalo_l \(Assertion.*Put all files of insightf"):
+        host.run("MoAFromIPAdapter", "ip-adapter-faceid-portrait_sd15.bin")
+    (models / "det_10g.onnx").touch()
     moa = host.run("MoAFromIPAdapter", "ip-adapter-faceid-portrait_sd15.bin")[0]
     assert (moa.analysis.name, moa.analysis.root) == ("buffalo_l", str(host.base / "models/insightface"))
     assert moa.analysis.det_size == (640, 640)
