@@ -4,7 +4,7 @@ from comfy_api.latest import ComfyExtension, io
 
 from .from_ip_adapter import MoAFromIPAdapter
 from .from_photomaker import MoAFromPhotoMaker
-from .host.example_photo import add_example_photo
+from .host.example_photo import add_example_photos
 from .host.folders import add_model_folders
 from .host.toy_family import register_toy_family
 from .instantid_control import MoAInstantIDControl
@@ -20,7 +20,7 @@ from .subject_interpolate import MoASubjectInterpolate
 from .toy_subject import MoAToySubject
 
 add_model_folders()
-add_example_photo()
+add_example_photos()
 register_toy_family()
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..moa_core.files.whole_file import write_whole
 from ..moa_core.subjects.subject import Subject
-from .evidence.likeness import encoder_of, likeness
+from .evidence.likeness import compared, encoder_of, likeness
 from .evidence.report_text import report_text
 from .evidence.used_files import used_files
 from .experts.loaded_photomaker import LoadedPhotoMaker
@@ -101,7 +101,12 @@ class MoAReport(io.ComfyNode):
                 "without": notes.steps(with_moa=False) if notes else 0,
             },
             "subjects": [
-                {"number": number, "word": subject.word, "kind": _kind(subject)}
+                {
+                    "number": number,
+                    "word": subject.word,
+                    "kind": _kind(subject),
+                    "likeness_by": compared(subject, encoder_of(subject, hooks.moa)),
+                }
                 for number, subject in zip(hooks.sockets, hooks.subjects, strict=True)
             ],
             "pictures": pictures,
@@ -117,22 +122,18 @@ class MoAReport(io.ComfyNode):
 
 
 def best_of(pictures: list[dict[str, Any]]) -> int | None:
-    """The number of the picture in which the subject that is least alike is most alike.
+    """The number of the picture in which no subject is far less alike than in its own best one.
 
-    One that is not found counts as not alike at all; None where no subject has a likeness in any picture.
+    So it does not matter that faces and image features have other scales. One that is not found counts as not alike at
+    all; None where no subject has a likeness in any picture.
     """
-    measured = [n for n in range(len(pictures[0]["subjects"])) if any(_likeness(p, n) is not None for p in pictures)]
+    by_subject = zip(*([found["likeness"] for found in picture["subjects"]] for picture in pictures), strict=True)
+    measured = [likenesses for likenesses in by_subject if any(each is not None for each in likenesses)]
     if not measured:
         return None
-
-    def least(picture: dict[str, Any]) -> float:
-        return min(-1.0 if _likeness(picture, n) is None else _likeness(picture, n) for n in measured)
-
-    return max(pictures, key=least)["number"]
-
-
-def _likeness(picture: dict[str, Any], subject: int) -> float | None:
-    return picture["subjects"][subject]["likeness"]
+    alike = torch.tensor([[-1.0 if each is None else each for each in own] for own in measured])  # [S, B]
+    behind = alike.amax(dim=1, keepdim=True) - alike
+    return pictures[int(behind.amax(dim=0).argmin())]["number"]
 
 
 def _check_pictures(count: int, image: Tensor, image_without: Tensor) -> None:

@@ -14,7 +14,7 @@ from .experts.loaded_moa import LoadedMoA
 from .experts.loaded_photomaker import LoadedPhotoMaker
 from .host.messages import NodeText
 from .host.sockets import CATEGORY, KEEP_PREVIEW, MOA, MOA_SUBJECT, SEARCHED, names_someone, own_word
-from .photos.faces import face_doubts
+from .photos.faces import face_doubts, mean_face
 from .photos.landmarker import NOT_CUT, CutPhoto, cut_to_face, face_landmarker
 from .photos.reference_masks import doubts, reference_masks, subject_area
 
@@ -137,7 +137,8 @@ class MoASubjectEncoder(io.ComfyNode):
                 f"(connect another), or '{moa.name}' is damaged (download it again)"
             )
         adapter = None if isinstance(moa, LoadedMoA) else moa
-        subject = Subject(feature, word, word, weight, subject_area(area), moa.encoder, adapter)
+        own_face = mean_face([each for each in seen if each is not None]) if by_face else None
+        subject = Subject(feature, word, word, weight, subject_area(area), moa.encoder, adapter, own_face)
         return io.NodeOutput(subject, ui=ui.PreviewImage(torch.stack(shown)))
 
 

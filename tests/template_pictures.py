@@ -21,6 +21,7 @@ BESIDE = {"Two LoRAs, two people": ["Both LoRAs loaded", "As LoRA subjects"]}
 """Titles, where not all pictures are shown: three bands would cut heads off."""
 SAID = {
     "Your photo, your checkpoint": "an IP-Adapter in SD 1.5,\nrouted by words",
+    "Two photos, your checkpoint": "an IP-Adapter in SD 1.5,\ntwo people, one word each",
     "Your photo, your SDXL checkpoint": "an IP-Adapter in SDXL,\nrouted by words",
     "Your LoRAs, your checkpoint": "two LoRAs in SD 1.5\nor SDXL, one word each",
 }

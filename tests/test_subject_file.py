@@ -15,8 +15,8 @@ ENCODER = EncoderId("0123abcd", "moa-toy.safetensors")
 
 
 def person(seed: int, word: str = "man", **others) -> Subject:
-    features = torch.randn(1, 64, generator=torch.Generator().manual_seed(seed))
-    return Subject(features, word, word, **{"encoder": ENCODER, **others})
+    features, face = torch.randn(1, 64 + 512, generator=torch.Generator().manual_seed(seed)).split([64, 512], dim=1)
+    return Subject(features, word, word, **{"encoder": ENCODER, "face": face, **others})
 
 
 @pytest.fixture(scope="module")
@@ -29,10 +29,12 @@ def test_a_morph_with_its_weight_and_area_comes_back_to_the_bit(morph, tmp_path)
     save_subject(morph, tmp_path / "morph.safetensors")
     back = load_subject(tmp_path / "morph.safetensors")
     assert back.variants == 5 and torch.equal(back.features, morph.features) and torch.equal(back.area, morph.area)
+    assert torch.equal(back.face, morph.face) and torch.allclose(back.face[0], person(1).face[0], atol=1e-6)
     assert (back.word, back.name, back.weight) == ("man", "man - Frau Müller", 0.3)
     assert back.encoder == ENCODER and back.encoder.moa == ENCODER.moa
-    save_subject(person(1), tmp_path / "plain.safetensors")
-    assert load_subject(tmp_path / "plain.safetensors").area is None
+    save_subject(person(1, face=None), tmp_path / "plain.safetensors")
+    plain = load_subject(tmp_path / "plain.safetensors")
+    assert plain.area is None and plain.face is None and interpolate(plain, person(2), 0.5).face is None
 
 
 def test_subjects_of_two_encoders_do_not_blend(morph):
@@ -149,5 +151,8 @@ def test_other_files_are_told_by_their_kind(whole, refusal, tmp_path):
     assert "is no subject file: expected the format 'moa-subject' in its metadata, found 'moa'" in refusal(moa)
     later = save(load(whole), {**metadata_of(whole), "format_version": "2"})
     assert "has format version '2'" in refusal(later) and "update the pack" in refusal(later)
+    for shape in ((5, 511), (4, 512)):
+        other = save(load(whole) | {"face": torch.ones(shape)}, metadata_of(whole))
+        assert f"damaged face: expected [5, 512], as its features have it, found {list(shape)}" in refusal(other)
     with pytest.raises(SubjectFileError, match=r"gone\.safetensors' does not exist.*models/moa_subjects"):
         load_subject(tmp_path / "gone.safetensors")

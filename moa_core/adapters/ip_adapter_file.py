@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from ..address import Address, BlockShape
 from ..files.file_error import COMPARE, FileError, unreadable
 from ..files.whole_file import whole
+from ..subjects.subject import FACE_WIDTH
 from .deltas import LowRank
 from .image_expert import ImageMixture, file_order
 from .image_tokens import POOLED, ImageTokens
-from .projector import FACE_WIDTH, PERCEIVER, image_tokens
+from .projector import PERCEIVER, image_tokens
 
 FITTING = "an ip-adapter*_sd15 or ip-adapter*_sdxl(_vit-h) of h94/IP-Adapter, or a file of h94/IP-Adapter-FaceID"
 """Files that this pack reads."""

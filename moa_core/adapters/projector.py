@@ -6,12 +6,11 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from ..subjects.subject import FACE_WIDTH
 from .face_tokens import FacePlusTokens, FaceResampler, FaceTokens
 from .image_tokens import GridTokens, ImageTokens, Perceiver, PooledTokens, Resampler
 
 PERCEIVER = "perceiver_resampler."
-FACE_WIDTH = 512
-"""Of insightface's embedding; no CLIP vision model's output is so narrow."""
 
 
 def image_tokens(weights: Mapping[str, Tensor], is_v2: bool = False) -> ImageTokens:
@@ -21,7 +20,7 @@ def image_tokens(weights: Mapping[str, Tensor], is_v2: bool = False) -> ImageTok
     """
     if "latents" in weights:
         shape = _perceiver_shape(weights)
-        kind = FaceResampler if shape["width"] == FACE_WIDTH else Resampler
+        kind = FaceResampler if shape["width"] == FACE_WIDTH else Resampler  # CLIP vision models' outputs are wider
         tokens = kind(count=weights["latents"].shape[1], **shape)
     elif "proj.weight" in weights:
         tokens = PooledTokens(weights["proj.weight"].shape[1], weights["norm.weight"].shape[0])

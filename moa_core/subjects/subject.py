@@ -11,6 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+FACE_WIDTH = 512
+"""Of insightface's embedding of a face."""
+
 
 @dataclass(frozen=True)
 class EncoderId:
@@ -40,6 +43,9 @@ class Subject:
     """None: not known."""
     adapter: Any = None
     """What the subject appears by, where that is no learned MoA: the host's own, and nothing that this looks into."""
+    face: Tensor | None = None
+    """[V, 512], where the encoder knows people by the face: the mean of the photos' normalized embeddings. No expert
+    reads it; its product with the normalized embedding of another face is the mean of their cosines."""
     key: str = field(default_factory=lambda: uuid.uuid4().hex, repr=False)
     """Its copies have the same."""
 
@@ -101,15 +107,22 @@ def interpolate(a: Subject, b: Subject, amount: float, frames: int = 1, method: 
     if method not in ("linear", "slerp"):
         raise ValueError(f"method is '{method}': expected linear or slerp")
     blend = torch.lerp if method == "linear" else _slerp
-    start, end = torch.broadcast_tensors(a.features, b.features.to(a.features))
-    if frames > 1:
-        weight = torch.linspace(0.0, 1.0, frames, dtype=start.dtype, device=start.device)[:, None]  # [frames, 1]
-        start, end = start.expand(frames, -1), end.expand(frames, -1)
-    else:
-        weight = torch.full_like(start[:, :1], amount)
+
+    def between(start: Tensor, end: Tensor) -> Tensor:
+        """[V, F] and [V, F] -> [V or frames, F]."""
+        start, end = torch.broadcast_tensors(start, end.to(start))
+        if frames > 1:
+            weight = torch.linspace(0.0, 1.0, frames, dtype=start.dtype, device=start.device)[:, None]  # [frames, 1]
+            start, end = start.expand(frames, -1), end.expand(frames, -1)
+        else:
+            weight = torch.full_like(start[:, :1], amount)
+        return blend(start, end, weight)
+
     shown = a.weight + (b.weight - a.weight) * amount if frames == 1 else a.weight
     name, encoder = f"{a.name} - {b.name}", a.encoder or b.encoder
-    return Subject(blend(start, end, weight), a.word, name, shown, a.area, encoder, a.adapter)
+    features = between(a.features, b.features)
+    face = None if a.face is None or b.face is None else between(a.face, b.face)
+    return Subject(features, a.word, name, shown, a.area, encoder, a.adapter, face)
 
 
 def _slerp(start: Tensor, end: Tensor, weight: Tensor) -> Tensor:

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from ..files.file_error import FileError, unreadable
 from ..files.whole_file import whole
-from .subject import EncoderId, Subject
+from .subject import FACE_WIDTH, EncoderId, Subject
 
 FORMAT = "moa-subject"
 FORMAT_VERSION = "1"
-TENSORS = {"features": "[variants, width]", "area": "[masks, height, width]"}
+TENSORS = {"features": "[variants, width]", "area": "[masks, height, width]", "face": f"[variants, {FACE_WIDTH}]"}
 """What a file may hold, and its shape; features must be there."""
 AGAIN = "save the subject again with Save Subject, or download the file again"
 
@@ -33,8 +33,10 @@ def save_subject(subject: Subject, path: str | os.PathLike) -> None:
             f"'{subject.name}' does not say which image encoder made it, so that nobody could tell which MoA reads it. "
             "Encode it with Subject Encoder"
         )
-    held = {"features": subject.features} | ({} if subject.area is None else {"area": subject.area})
-    tensors = {name: tensor.detach().to("cpu", torch.float32).contiguous() for name, tensor in held.items()}
+    held = {"features": subject.features, "area": subject.area, "face": subject.face}
+    tensors = {
+        n: tensor.detach().to("cpu", torch.float32).contiguous() for n, tensor in held.items() if tensor is not None
+    }
     metadata = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
@@ -56,12 +58,15 @@ def load_subject(path: str | os.PathLike) -> Subject:
         raise SubjectFileError(path.name, "holds no features", AGAIN)
     for name, tensor in tensors.items():
         _check(path, name, tensor)
+    features, face = tensors["features"], tensors.get("face")
+    if face is not None and face.shape != (len(features), FACE_WIDTH):
+        found = f"expected {[len(features), FACE_WIDTH]}, as its features have it, found {list(face.shape)}"
+        raise SubjectFileError(path.name, f"has a damaged face: {found}", AGAIN)
     word, name, weight, moa, fingerprint = (
         _text(path, metadata, key) for key in ("word", "name", "weight", "moa", "image_encoder")
     )
-    return Subject(
-        tensors["features"], word, name, _weight(path, weight), tensors.get("area"), EncoderId(fingerprint, moa)
-    )
+    encoder = EncoderId(fingerprint, moa)
+    return Subject(features, word, name, _weight(path, weight), tensors.get("area"), encoder, face=face)
 
 
 def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:

@@ -1,4 +1,4 @@
-"""How much like its reference a subject is, where it stands in a picture, by the image encoder that made it."""
+"""How much like its reference a subject is, where it stands in a picture: by its face, or by its image encoder."""
 
 from __future__ import annotations
 
@@ -11,10 +11,13 @@ from torch import Tensor
 
 from ...moa_core.subjects.reference import MEAN
 from ...moa_core.subjects.subject import Subject
-from ..experts.loaded_ip_adapter import LoadedIPAdapter
+from ..experts.loaded_ip_adapter import LoadedFaceAdapter, LoadedIPAdapter
 from ..experts.loaded_moa import LoadedMoA
 from ..experts.loaded_photomaker import LoadedPhotoMaker
 from ..experts.lora_file import LoRAs
+
+BY_FACE, BY_IMAGE = "face embedding", "image features"
+"""What is compared, for the report."""
 
 FRAMINGS = (1.0, 1.5, 2.0)
 """How far down a picture is cut, in heights of the place: routers see heads, references show busts as well."""
@@ -30,24 +33,46 @@ def encoder_of(subject: Subject, moa: LoadedMoA | None) -> Encoder | None:
     return None if isinstance(subject.adapter, LoRAs) else subject.adapter
 
 
+def compared(subject: Subject, encoder: Encoder | None) -> str | None:
+    """What of the subject is compared; None: nothing can be."""
+    if encoder is None:
+        return None
+    known = subject.face is not None and isinstance(encoder, LoadedFaceAdapter)
+    return BY_FACE if known else BY_IMAGE
+
+
 def likeness(
     subject: Subject, encoder: Encoder, images: Tensor, places: Tensor, numbers: list[int]
 ) -> list[float | None]:
-    """The cosine between the features of the reference and of the subject's place, for every picture.
+    """The cosine between the reference and what is in the subject's place, for every picture; of several photos their
+    mean.
 
-    images [B, H, W, 3]; places [B, H, W], 1 where the subject is; numbers: of the pictures in the whole batch. How the
-    reference was cut is not known any more, so the most alike of several framings counts; of several photos their mean.
-    None for a picture that the subject is not found in, or no face where the encoder knows people by the face.
+    images [B, H, W, 3]; places [B, H, W], 1 where the subject is; numbers: of the pictures in the whole batch. None for
+    a picture that the subject is not found in, or no face where the encoder knows people by the face.
     """
+    by_face = compared(subject, encoder) == BY_FACE
     alike: list[float | None] = [None] * len(images)
-    for n, place in enumerate(places):
+    for n, (picture, place, number) in enumerate(zip(images, places, numbers, strict=True)):
         mm.throw_exception_if_processing_interrupted()
-        framed = [_prepared(encoder, images[n], place, framing) for framing in FRAMINGS] if bool(place.any()) else []
-        framed = [each for each in framed if each is not None]
-        if framed:
-            own = subject.feature(numbers[n]).float().cpu().view(-1, 1, encoder.feature_dim)  # [photos, 1, F]
-            alike[n] = float(torch.cosine_similarity(own, encoder.encode(framed), dim=-1).mean(dim=0).max())
+        if bool(place.any()):
+            alike[n] = (_by_face if by_face else _by_features)(subject, encoder, picture, place, number)
     return alike
+
+
+def _by_face(subject: Subject, encoder: LoadedFaceAdapter, picture: Tensor, place: Tensor, number: int) -> float | None:
+    """Between the faces of the photos and the largest one whose middle is in the subject's place."""
+    found = encoder.prepare(picture, place)
+    return None if found is None else float(subject.face[number % subject.variants].cpu() @ found.normalized)
+
+
+def _by_features(subject: Subject, encoder: Encoder, picture: Tensor, place: Tensor, number: int) -> float | None:
+    """Between features. How the reference was cut is not known any more: the most alike of several framings counts."""
+    framed = [_prepared(encoder, picture, place, framing) for framing in FRAMINGS]
+    framed = [each for each in framed if each is not None]
+    if not framed:
+        return None
+    own = subject.feature(number).float().cpu().view(-1, 1, encoder.feature_dim)  # [photos, 1, F]
+    return float(torch.cosine_similarity(own, encoder.encode(framed), dim=-1).mean(dim=0).max())
 
 
 def _prepared(encoder: Encoder, picture: Tensor, place: Tensor, framing: float) -> Any:

@@ -38,8 +38,11 @@ def _found(subject: dict[str, Any], found: dict[str, Any]) -> str:
         return "not found in the picture"
     left, top, right, bottom = (round(100 * edge) for edge in found["box"])
     place = f"{100 * found['share']:.1f}% of the picture, {left} to {right}% across and {top} to {bottom}% down"
-    alike = found["likeness"]
-    return f"{place}; likeness " + ("not measured: no photo or no face" if alike is None else f"{alike:.3f}")
+    if subject["likeness_by"] is None:
+        return f"{place}; likeness not measured: it was made of no photo"
+    if found["likeness"] is None:
+        return f"{place}; likeness not measured: no face is seen there"
+    return f"{place}; likeness {found['likeness']:.3f} by {subject['likeness_by']}"
 
 
 def _change(share: float | None) -> str:

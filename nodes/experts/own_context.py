@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import comfy.conds
 from comfy.controlnet import ControlNet
 from torch import Tensor, nn
+
+
+class CONDPictures(comfy.conds.CONDCrossAttn):
+    """Tokens [V, T, D], one V for each picture of a whole batch; more pictures than V start over."""
+
+    def of(self, numbers: Sequence[int]) -> comfy.conds.CONDCrossAttn:
+        """Of the pictures with these numbers in the whole batch; the host alone takes them by their places."""
+        return comfy.conds.CONDCrossAttn(self.cond[[number % len(self.cond) for number in numbers]])
 
 
 class OwnContext(nn.Module):
@@ -39,7 +48,7 @@ def apply_with_tokens(
     name = _unused_name([conditioning for conditioning, _ in conditionings])
     controls, applied = {}, []
     for conditioning, tokens in conditionings:
-        brought = {name: comfy.conds.CONDCrossAttn(tokens)}
+        brought = {name: CONDPictures(tokens)}
         applied.append([])
         for text, own in conditioning:
             before = own.get("control")
@@ -49,6 +58,11 @@ def apply_with_tokens(
             added = {"control": controls[before], "control_apply_to_uncond": False}
             applied[-1].append([text, own | added | {"model_conds": own.get("model_conds", {}) | brought}])
     return applied
+
+
+def tokens_of_pictures(model_conds: Mapping[str, Any], numbers: Sequence[int]) -> dict[str, Any]:
+    """What a conditioning brings, for a run of the pictures with these numbers in the whole batch."""
+    return {name: own.of(numbers) if isinstance(own, CONDPictures) else own for name, own in model_conds.items()}
 
 
 def _reading(control_net: ControlNet, name: str) -> ControlNet:

@@ -19,7 +19,12 @@ def read_parts(path: Path, error: type[FileError], advice: str) -> dict[str, Ten
         parts = comfy.utils.load_torch_file(str(path), safe_load=True)
         if path.suffix == ".safetensors":
             return parts
-        return {f"{part}.{name}": weight for part, named in parts.items() for name, weight in named.items()}
+        weights = {}
+        for part, named in parts.items():  # other kinds of file name their weights right here
+            weights |= {part: named} if isinstance(named, Tensor) else {f"{part}.{n}": w for n, w in named.items()}
+        if not all(isinstance(weight, Tensor) for weight in weights.values()):
+            raise TypeError("not tensors alone")
+        return weights
     except Exception as reason:  # whatever a damaged or a hostile pickle leads to
         problem = "is damaged, or a pickle of more than tensors, which could run code and is not read"
         raise error(path.name, problem, advice) from reason

@@ -39,27 +39,38 @@ class Face:
     others: int
     """How many more faces there are."""
 
+    @property
+    def normalized(self) -> Tensor:
+        """The embedding [512], of length 1."""
+        return F.normalize(self.embedding, dim=0)
+
 
 def face_analysis(given: Any, models: str, file: str) -> Any:
     """insightface's FaceAnalysis for a file that reads embeddings of that set of models: what is given, or our own.
 
     Raises ValueError where there is none, or one of other models.
     """
-    if given is None:
-        return _installed(models, file)
-    if not callable(getattr(given, "get", None)):
+    if given is not None and not callable(getattr(given, "get", None)):
         raise ValueError(
             f"MoA From IP-Adapter: what is connected to insightface is a {type(given).__name__} without insightface's "
             "`get`. Connect the INSIGHTFACE of a loader for IP-Adapters"
         )
-    recognizer = (getattr(given, "models", None) or {}).get("recognition")
-    found = Path(getattr(recognizer, "model_file", None) or "").stem
-    if found in RECOGNIZERS.values() and found != RECOGNIZERS[models]:
+    analysis, wanted = _installed(models, file) if given is None else given, RECOGNIZERS[models]
+    which = "the INSIGHTFACE connected here" if given is not None else f"what is in {_folder(models)}"
+    own = getattr(analysis, "models", None) or {}
+    found = Path(getattr(own.get("recognition"), "model_file", None) or "").stem
+    lacks = own and "recognition" not in own
+    if lacks or (found in RECOGNIZERS.values() and found != wanted):
         raise ValueError(
-            f"MoA From IP-Adapter: '{file}' reads the faces of insightface's {models}, and the INSIGHTFACE connected "
-            f"here uses {found}. Choose {models} in its loader"
+            f"MoA From IP-Adapter: '{file}' reads the faces of insightface's {models}, and {which} "
+            f"{f'lacks the model that makes them, {wanted}' if lacks else f'uses {found}'}. Choose all of {models}"
         )
-    return given
+    return analysis
+
+
+def _folder(models: str) -> str:
+    """Where everyone keeps a set of models, in the models folder."""
+    return f"models/insightface/models/{models}"
 
 
 def _installed(models: str, file: str) -> Any:
@@ -74,9 +85,20 @@ def _installed(models: str, file: str) -> Any:
     if not any(folder.glob("*.onnx")):
         raise ValueError(
             f"MoA From IP-Adapter: '{file}' reads the faces of insightface's {models}, and there is no .onnx file in "
-            f"models/insightface/models/{models}. Put the files of insightface's {models}.zip there"
+            f"{_folder(models)}. Put the files of insightface's {models}.zip there"
         )
-    return _loaded(models)
+    try:
+        return _loaded(models)
+    except ImportError as reason:
+        raise ValueError(
+            f"MoA From IP-Adapter: '{file}' knows people by the face embeddings of insightface, which lacks something "
+            f"({reason}). Install it with what it needs (pip install insightface onnxruntime)"
+        ) from reason
+    except Exception as reason:  # whatever a damaged or a missing file leads to
+        raise ValueError(
+            f"MoA From IP-Adapter: '{file}' reads the faces of insightface's {models}, and insightface cannot use the "
+            f"files in {_folder(models)} ({reason!r}). Put all files of insightface's {models}.zip there anew"
+        ) from reason
 
 
 @cache
@@ -105,6 +127,11 @@ def find_face(analysis: Any, picture: Tensor, mask: Tensor | None, form: str) ->
     return None
 
 
+def mean_face(faces: Sequence[Face]) -> Tensor:
+    """[1, 512]: see Subject.face."""
+    return torch.stack([face.normalized for face in faces]).mean(dim=0, keepdim=True)
+
+
 def largest_first(boxes: Sequence[Sequence[float]], mask: Tensor | None) -> list[int]:
     """The numbers of those faces' boxes (left, top, right, bottom) whose middle is in the mask [H, W]."""
     found = [number for number, box in enumerate(boxes) if mask is None or _within(mask, box)]
@@ -115,7 +142,8 @@ def _seen(analysis: Any, picture: Tensor, margin: int) -> list:
     """insightface's faces of a picture in a black frame."""
     pixels = (picture.clamp(0, 1) * 255).round().to("cpu", torch.uint8)
     framed = F.pad(pixels, (0, 0, margin, margin, margin, margin))
-    return list(analysis.get(framed.flip(-1).contiguous().numpy()))  # it takes blue, green, red
+    found = analysis.get(framed.flip(-1).contiguous().numpy())  # it takes blue, green, red
+    return [face for face in found if face.embedding is not None]  # one that it judges not real has none
 
 
 def _area(box: Sequence[float]) -> float:

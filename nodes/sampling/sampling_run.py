@@ -19,6 +19,7 @@ from ...moa_core.learned.moa import Mixture
 from ...moa_core.routing.trace import TIMESTEPS, Trace
 from ...moa_core.run import Run, who
 from ...moa_core.subjects.subject import Subject
+from ..experts.own_context import tokens_of_pictures
 from ..host.attention_layers import foreign_layers, layer_of, unet_blocks
 from ..host.messages import Message, NodeText
 from ..prompt.clip_binding import BOUND_PROMPT, Binder
@@ -117,6 +118,8 @@ class MoAHooks:
         own = dict(zip(subjects, subjects, strict=True))
         numbers = self._numbers(latent_image, noise, seed)
         conds = [(name, conditioning) for name, conds in guider.conds.items() for conditioning in conds]
+        for _, conditioning in conds:
+            conditioning["model_conds"] = tokens_of_pictures(conditioning["model_conds"], numbers)
         prompts = [prompt_of(name, conditioning, self.binder, own, numbers) for name, conditioning in conds]
         positives = [prompt.bound for prompt in prompts if prompt.positive]
         missing = missing_subjects(

@@ -29,11 +29,11 @@ def encoded(host, moa, picture, **widgets):
     return host.run("MoASubjectEncoder", moa, picture, "man", **widgets)[0].features
 
 
-def square(host, landmarker, picture, largest: int = 0) -> tuple[slice, slice]:
+def square(host, landmarker, picture, largest: int = 0, distance: str = "short") -> tuple[slice, slice]:
     """Rows and columns of the square round a face that the host's own node finds."""
     from moa_core.subjects.head_crop import head_square
 
-    found = host.run("MediaPipeFaceLandmarker", landmarker, picture, "short", 0, 0.5, "empty")
+    found = host.run("MediaPipeFaceLandmarker", landmarker, picture, distance, 0, 0.5, "empty")
     faces = sorted(zip(found[1][0], found[0]["frames"][0], strict=True), key=lambda face: -face[0]["width"])
     top, left, side = head_square(torch.from_numpy(faces[largest][1]["landmarks_xy"]), picture.shape[1:3])
     height, width = picture.shape[1:3]
@@ -59,6 +59,24 @@ def test_a_photo_is_cut_to_its_largest_face_or_the_largest_in_the_mask(host, lan
             found = encoded(host, kind, picture, mask=own, face=True)
             torch.testing.assert_close(found, encoded(host, kind, cut, mask=shown))
             assert not torch.allclose(found, encoded(host, kind, picture, mask=own), atol=1e-3)
+
+
+def test_a_face_far_away_is_found_where_there_is_none_nearby(host, landmarker, ip_moa, caplog):
+    """By the host's other detector, for longer distances; its faces are blue here."""
+    far = photo((4 * 24, 120, 60, 24), size=(144, 192)).flip(-1)
+    blue = far[..., 2] == 1
+    rows, columns = square(host, landmarker, far, distance="full")
+    cut = far[:, rows, columns]
+    assert blue[:, rows, columns].sum() == blue.sum() and cut.shape[1] == cut.shape[2] < 2 * 24
+    assert rows.start < 60 - 24 / 5 and rows.stop > 84 and columns.start < 120 - 24 / 5 and columns.stop > 144 + 24 / 5
+    torch.testing.assert_close(encoded(host, ip_moa, far, face=True), encoded(host, ip_moa, cut))
+    both = far.clone()
+    both[:, 40:80, 40:80] = photo((107, 0, 0, 40))[:, :40, :40]  # 4 times 40 of 192, as 128 show it
+    rows, columns = square(host, landmarker, both)
+    nearby = both[:, rows, columns]
+    assert (nearby[..., 0] == 1).sum() == 40**2 and not (nearby[..., 2] == 1).any()
+    torch.testing.assert_close(encoded(host, ip_moa, both, face=True), encoded(host, ip_moa, nearby))
+    assert not caplog.text
 
 
 def test_no_face_and_several_are_said_and_without_one_it_is_as_without_the_switch(host, landmarker, ip_moa, caplog):

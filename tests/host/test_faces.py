@@ -1,6 +1,8 @@
 """FaceID files in a real ComfyUI: from a photo with a face to the picture, alone and beside a LoRA."""
 
 import copy
+import dataclasses
+import importlib
 import os
 import pickle
 
@@ -117,21 +119,35 @@ def test_a_lora_and_a_face_are_each_themselves_and_weight_0_is_not_one_bit(
     assert torch.equal(run(encoded(host, moa, photo(ANN), weight=0.0)), plain)
 
 
-@pytest.mark.parametrize("kind", ["portrait", "plusv2"])
+@pytest.fixture(scope="module")
+def instantid(host, toy_base, tmp_path_factory):
+    """For the toy model; its projector reads embeddings that are not normalized."""
+    with torch.inference_mode():
+        return face_adapter(host, toy_base.unet, tmp_path_factory.mktemp("faces"), "unnorm", "report-instantid")
+
+
+@pytest.mark.parametrize("kind", ["portrait", "plusv2", "instantid"])
 def test_the_report_tells_by_the_face_who_stands_where(host, loaded, request, kind):
-    """Each in their place, the other in each one's, nobody with a face; one of them is known from two photos."""
-    moa, ann, bob = request.getfixturevalue(kind), photo(ANN), photo((BOB[0], 50, 20, 40))
+    """By the cosines of insightface's embeddings: each in their place, the other in each one's, nobody with a face.
+
+    One is known from two photos that differ, the other comes from a file.
+    """
+    moa, ann, bob, later = request.getfixturevalue(kind), photo(ANN), photo((BOB[0], 50, 20, 40)), ANN[0] + 1
     left, right = torch.zeros(1, 32, 32), torch.zeros(1, 32, 32)
     left[:, 8:22, 1:15], right[:, 8:22, 17:31] = 1, 1
-    people = (
-        encoded(host, moa, torch.cat([ann, photo((ANN[0], 60, 30, 30))]), area=left),
-        encoded(host, moa, bob, "woman", area=right),
-    )
-    model, clip = host.patch(*loaded[:2], moa, *people)
+    first = encoded(host, moa, torch.cat([ann, photo((later, 60, 30, 30))]), area=left)
+    second = encoded(host, moa, bob, "woman", area=right)
+    saved = host.nodes["MoASaveSubject"].execute(second, f"bob-{kind}").ui["subjects"][0]["filename"]
+    model, clip = host.patch(*loaded[:2], moa, first, host.run("MoALoadSubject", saved)[0])
     latents = host.sample(model, host.prompt(clip, PROMPT), host.prompt(clip, "ugly"), steps=1, batch=3)
-    told = report_of_pasted(host, model, latents, (ann, bob), (bob, ann), (photo(), photo()))
+    told, text = report_of_pasted(host, model, latents, (ann, bob), (bob, ann), (photo(), photo()))
     own, other, nobody = ([found["likeness"] for found in picture["subjects"]] for picture in told["pictures"])
-    assert min(own) > 0.9 > 0.7 > max(other) and nobody == [None, None] and told["best"] == 1
+    to_ann, to_bob = (lambda who, one=one: float(normed(who)[0] @ normed(one)[0]) for one in (ANN[0], BOB[0]))
+    assert own == pytest.approx([(1 + to_ann(later)) / 2, 1.0], abs=1e-5)
+    assert other == pytest.approx([(to_bob(ANN[0]) + to_bob(later)) / 2, to_ann(BOB[0])], abs=1e-5)
+    assert nobody == [None, None] and told["best"] == 1
+    assert {subject["likeness_by"] for subject in told["subjects"]} == {"face embedding"}
+    assert "likeness 1.000 by face embedding" in text and text.count("likeness not measured: no face is seen") == 2
 
 
 def test_a_picture_with_a_face_and_a_lora_sampled_in_diffusers_is_comfyuis(host, loaded, toy_base, plusv2):
@@ -196,6 +212,17 @@ class Antelope(FaceFinder):
     models = {"recognition": Recognizer()}
 
 
+class DetectorAlone(FaceFinder):
+    models = {"detection": None}
+
+
+class Doubting(FaceFinder):
+    """Judges every face not real, and embeds none."""
+
+    def get(self, picture):
+        return [dataclasses.replace(face, embedding=None) for face in super().get(picture)]
+
+
 def test_what_is_missing_or_wrong_is_said_in_a_sentence(host, toy_base, tmp_path, plusv2, portrait):
     def load(name, *inputs):
         return host.run("MoAFromIPAdapter", f"{name}.bin", *inputs)[0]
@@ -212,10 +239,20 @@ def test_what_is_missing_or_wrong_is_said_in_a_sentence(host, toy_base, tmp_path
         load("ip-adapter-faceid-portrait_sd15", None, "faces")
     with pytest.raises(ValueError, match="insightface's buffalo_l, and the INSIGHTFACE.*uses glintr100"):
         load("ip-adapter-faceid-portrait_sd15", None, Antelope())
+    with pytest.raises(ValueError, match="connected here lacks the model that makes them, w600k_r50. Choose all of bu"):
+        load("ip-adapter-faceid-portrait_sd15", None, DetectorAlone())
+    with pytest.raises(ValueError, match="there is no face in the picture of 'man'"):
+        encoded(host, load("ip-adapter-faceid-portrait_sd15", None, Doubting()), photo(ANN))
     folder = host.base / "models/ipadapter"
     (folder / "cut.bin").write_bytes(b"pickle")
     with pytest.raises(ValueError, match=r"'cut\.bin' is damaged, or a pickle of more than tensors"):
         load("cut")
+    torch.save({"conv.weight": torch.ones(2), "steps": {"count": torch.ones(1)}}, folder / "network.bin")
+    with pytest.raises(ValueError, match=r"'network\.bin' is no IP-Adapter for a U-Net: expected weights named"):
+        load("network")
+    torch.save({"image_proj": {"proj.weight": 3}, "ip_adapter": {"1.to_k_ip.weight": torch.ones(2)}}, folder / "3.bin")
+    with pytest.raises(ValueError, match=r"'3\.bin' is damaged, or a pickle of more than tensors"):
+        load("3")
     written = tmp_path / "ran"
 
     class Command:
@@ -233,10 +270,14 @@ def test_an_installed_insightface_is_asked_with_models_from_the_models_folder_al
 ):
     (tmp_path / "insightface").mkdir()
     (tmp_path / "insightface/__init__.py").touch()
-    (tmp_path / "insightface/app.py").write_text(
+    app = tmp_path / "insightface/app.py"
+    app.write_text("import a_package_that_is_not_there\n")
+    app_that_works = (
+        "from pathlib import Path\n"
         "from face_pictures import FaceFinder\n"
         "class FaceAnalysis(FaceFinder):\n"
         "    def __init__(self, name, root):\n"
+        "        assert Path(root, 'models', name, 'det_10g.onnx').exists()\n"
         "        self.name, self.root = name, root\n"
         "    def prepare(self, ctx_id, det_size):\n"
         "        self.det_size = det_size\n"
@@ -247,6 +288,13 @@ def test_an_installed_insightface_is_asked_with_models_from_the_models_folder_al
     models = host.base / "models/insightface/models/buffalo_l"
     models.mkdir(parents=True)
     (models / "w600k_r50.onnx").touch()
+    with pytest.raises(ValueError, match=r"insightface, which lacks something .*a_package_that.*Install it with what"):
+        host.run("MoAFromIPAdapter", "ip-adapter-faceid-portrait_sd15.bin")
+    app.write_text(app_that_works)
+    importlib.invalidate_caches()
+    with pytest.raises(ValueError, match=r"cannot use the files in .*buffalo_l \(Assertion.*Put all files of insightf"):
+        host.run("MoAFromIPAdapter", "ip-adapter-faceid-portrait_sd15.bin")
+    (models / "det_10g.onnx").touch()
     moa = host.run("MoAFromIPAdapter", "ip-adapter-faceid-portrait_sd15.bin")[0]
     assert (moa.analysis.name, moa.analysis.root) == ("buffalo_l", str(host.base / "models/insightface"))
     assert moa.analysis.det_size == (640, 640)

@@ -127,6 +127,46 @@ def test_each_picture_of_a_morph_reads_its_own_tokens(host, sdxl, instantid, net
         torch.testing.assert_close(found[:, number], control(host, sdxl[1][0], own, batch=2)[:, number])
 
 
+def test_a_controlnet_of_another_packs_class_stays_what_it_is(host, sdxl, net, text, ann):
+    """Advanced-ControlNet's, for example, copies itself and keeps functions of its own on every object."""
+    from comfy.controlnet import ControlNet
+
+    class Halved(ControlNet):
+        def __init__(self, network, original):
+            super().__init__(network, load_device=original.load_device, manual_cast_dtype=original.manual_cast_dtype)
+            original.copy_to(self)
+            self.control_model_wrapped = original.control_model_wrapped
+            self.control_merge = self.halved
+
+        def copy(self):
+            return Halved(self.control_model, self)
+
+        def halved(self, control, before, output_dtype):
+            halves = {part: [each / 2 for each in layers] for part, layers in control.items()}
+            return ControlNet.control_merge(self, halves, before, output_dtype)
+
+    theirs = Halved(net.control_model, net)
+    whole, half = (control(host, sdxl[1][0], applied(host, text, each, ann)) for each in (net, theirs))
+    torch.testing.assert_close(half, whole / 2)
+    with_text = host.run("ControlNetApplyAdvanced", *text, theirs, BOTH, 1.0, 0.0, 1.0)
+    assert theirs.control_model is net.control_model and "moa_tokens_0" not in with_text[0][0][1]["control"].extra_conds
+
+
+def test_a_frame_cut_out_of_a_morph_reads_its_own_tokens(host, sdxl, instantid, net, text, ann):
+    """Sampled alone it is the same picture as in the batch, and not that of another variant."""
+    cid = encoded(host, instantid, photo((7, 20, 20, 40)), area=torch.ones(1, 32, 32))
+    morph = host.run("MoASubjectInterpolate", cid, ann, 0.5, 3, "linear")[0]
+    model, clip = host.patch(*sdxl[1], instantid, morph)
+    conditionings = applied(host, (host.prompt(clip, PROMPT), text[1]), net, morph)
+    batch = {"samples": torch.zeros(3, 4, 8, 8)}
+    together = host.sample(model, *conditionings, steps=1, latent=batch)["samples"]
+    cut = host.run("LatentFromBatch", batch, 1, 2)[0]
+    alone = host.sample(model, *conditionings, steps=1, latent=cut)["samples"]
+    torch.testing.assert_close(alone, together[1:], atol=1e-4 * float(together.abs().max()), rtol=0)
+    first = applied(host, (host.prompt(clip, PROMPT), text[1]), net, cid)
+    assert differ(host.sample(model, *first, steps=1, latent=cut)["samples"], alone)
+
+
 def test_it_acts_beside_moa_in_its_part_of_the_sampling_and_strength_0_is_without_it(host, sdxl, instantid, net, text):
     (model, clip), area = sdxl[1], torch.ones(1, 32, 32)
     person = encoded(host, instantid, photo(ANN), area=area)

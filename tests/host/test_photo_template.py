@@ -19,7 +19,7 @@ def test_the_templates_for_photos_run_at_once_on_random_files_of_the_published_l
     host, loaded, sdxl, toy_base, tmp_path, name
 ):
     """A toy checkpoint or a narrow SDXL, random weights in the adapter that the template names, and first the toy
-    person that the pack puts where Load Image looks."""
+    people that the pack puts where Load Image looks; of two the second is looked at."""
     import folder_paths
 
     info = {name: {"input": node.INPUT_TYPES()} for name, node in host.nodes.items()}
@@ -42,7 +42,7 @@ def test_the_templates_for_photos_run_at_once_on_random_files_of_the_published_l
     photo.save(f"{folder_paths.get_input_directory()}/mine.png")
     of_toy, widgets["LoadImage"]["image"] = widgets["LoadImage"]["image"], "mine.png"
     assert drawn.shape == (1, SIDE, SIDE, 3) and (drawn - paint()).abs().max() > 1e-2
-    widgets["MoASubjectEncoder"]["word"] = "nobody"  # whom the prompt does not name: the checkpoint alone
+    widgets["MoASubjectEncoder"]["word"] = "nobody"  # whom the prompt does not name
     alone = paint()
     widgets["LoadImage"]["image"] = of_toy
     assert torch.equal(alone, paint()) and (drawn - alone).abs().max() > 1e-2

@@ -170,7 +170,7 @@ def test_the_report_tells_who_stands_where(host, sdxl, maker):
     model, clip = host.patch(*sdxl[1], maker, *people)
     texts = host.prompt(clip, "a man and a woman in paris"), host.prompt(clip, "ugly")
     latents = host.sample(model, *texts, steps=1, batch=2)
-    told = report_of_pasted(host, model, latents, (ann, bob), (bob, ann))
+    told, _ = report_of_pasted(host, model, latents, (ann, bob), (bob, ann))
     own, other = ([found["likeness"] for found in picture["subjects"]] for picture in told["pictures"])
     assert own[1] > 0.98 and all(here > there + 0.02 for here, there in zip(own, other, strict=True))
     assert told["best"] == 1

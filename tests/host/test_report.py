@@ -10,8 +10,8 @@ import torch.nn.functional as F
 PROMPT = "a man and a woman in paris"
 
 
-def report_of_pasted(host, model, latents, *photos: tuple[torch.Tensor, ...]) -> dict:
-    """The report on pictures that show photos [1, H, W, 3] of subjects where Router Visualizer finds these."""
+def report_of_pasted(host, model, latents, *photos: tuple[torch.Tensor, ...]) -> tuple[dict, str]:
+    """The report, and its text, on pictures that show photos [1, H, W, 3] of subjects where these are found."""
     masks = host.run("MoARouterVisualizer", model, latents)[2].unflatten(0, (len(photos), -1))  # [B, S, H, W]
     image = torch.full((len(masks), *masks.shape[2:], 3), 0.5)
     for picture, places, shown in zip(image, masks, photos, strict=True):
@@ -20,7 +20,8 @@ def report_of_pasted(host, model, latents, *photos: tuple[torch.Tensor, ...]) ->
             box = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
             size = picture[box].shape[:2]
             picture[box] = F.interpolate(photo.movedim(-1, 1), size, mode="nearest-exact")[0].movedim(0, -1)
-    return report(host, model, latents, image, image)[1]
+    text, told = report(host, model, latents, image, image)
+    return told, text
 
 
 @pytest.fixture
@@ -51,9 +52,12 @@ def reports(host) -> set:
 
 def test_places_and_changes_are_those_of_the_pictures(host, each_moa, drawn):
     model, latents, image, without = drawn
-    _, told = report(host, *drawn)
+    text, told = report(host, *drawn)
     masks = host.run("MoARouterVisualizer", model, latents)[2].unflatten(0, (2, -1))[:, [0, 2]]  # [B, S, H, W]
     assert masks.any() and [(s["number"], s["word"]) for s in told["subjects"]] == [(0, "man"), (2, "woman")]
+    by = None if each_moa is None else "image features"
+    assert [subject["likeness_by"] for subject in told["subjects"]] == [by, by]
+    assert ("it was made of no photo" in text, "by image features" in text) == (by is None, by is not None)
     changed = (image - without).abs().mean(dim=3)
     for picture, own, change in zip(told["pictures"], masks, changed, strict=True):
         inside = own.amax(dim=0) > 0
@@ -89,6 +93,19 @@ def test_who_is_painted_as_in_the_reference_is_as_like_as_can_be_and_the_best(ho
         assert second == pytest.approx(1.0, abs=1e-4) and (first is None or first < second - 1e-4)
         assert told["best"] == 2 and "Picture 2 of 2, the best" in text and "Picture 1 of 2\n" in text
         assert told["pictures"][1]["change_inside"] == 0.0
+
+
+@pytest.mark.parametrize(("likenesses", "best"), [
+    ([(0.40, 0.38), (0.70, 0.95)], 2),  # one by the face, whose cosines are smaller, one by image features
+    ([(None, 0.3), (0.9, 0.7)], 2),
+    ([(0.5, 0.4), (None, None)], 1),
+    ([(None, None), (None, None)], None),
+])  # fmt: skip
+def test_the_best_is_where_nobody_is_far_behind_their_own_best(host, likenesses, best):
+    """likenesses: of each subject in two pictures."""
+    pictures = [{"number": n + 1, "subjects": [{"likeness": own[n]} for own in likenesses]} for n in range(2)]
+    assert host.module("nodes.report").best_of(pictures) == best
+    assert host.module("nodes.report").best_of([{"number": 1, "subjects": []}]) is None
 
 
 @pytest.mark.parametrize(("kind", "start", "area", "known"), [

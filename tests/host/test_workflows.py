@@ -18,7 +18,7 @@ from toy_world.world import ACTIONS, WORDS, sample_scene
 from training.comfyui import NAME, PACK
 from training.comfyui.templates import ENDING, NAMES, read
 
-EXAMPLE = "moa-toy-person.png"
+EXAMPLE, OTHER = "moa-toy-person.png", "moa-toy-man.png"
 
 
 def pixels(image: Image.Image) -> np.ndarray:
@@ -61,21 +61,22 @@ def test_the_template_browser_lists_every_workflow_with_its_picture(fresh_server
         assert thumbnail.format == "JPEG" and thumbnail.width == thumbnail.height
 
 
-def test_a_toy_person_is_where_the_templates_look_for_a_photo_and_replaces_nobodys_picture(
+def test_toy_people_are_where_the_templates_look_for_photos_and_replace_nobodys_picture(
     host, fresh_server, tmp_path, monkeypatch, caplog
 ):
     import folder_paths
 
     listed = fresh_server.get("/object_info")["LoadImage"]["input"]["required"]["image"][0]
     shown = {node["widgets_values"][0] for name in NAMES for node in read(name)["nodes"] if node["type"] == "LoadImage"}
-    assert shown == set(listed) == {EXAMPLE}
+    assert shown == set(listed) == {EXAMPLE, OTHER}
     monkeypatch.setattr(folder_paths, "get_input_directory", lambda: str(tmp_path))
-    add_example_photo = host.module("nodes.host.example_photo").add_example_photo
+    add_example_photos = host.module("nodes.host.example_photo").add_example_photos
     (tmp_path / EXAMPLE).write_bytes(b"somebody's own")
-    add_example_photo()
-    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [(EXAMPLE, b"somebody's own")]
+    add_example_photos()
+    assert {path.name for path in tmp_path.iterdir()} == {EXAMPLE, OTHER}
+    assert (tmp_path / EXAMPLE).read_bytes() == b"somebody's own"
     monkeypatch.setattr(folder_paths, "get_input_directory", lambda: str(tmp_path / EXAMPLE))  # where nothing can be
-    add_example_photo()
+    add_example_photos()
     assert str(tmp_path / EXAMPLE / EXAMPLE) in caplog.text and "Choose a photo of your own" in caplog.text
 
 

@@ -16,9 +16,9 @@ ENDING = " (MoA)"
 """Of every template's file name: ComfyUI's search of templates stops where two packs have files of one name."""
 NAMES = sorted(path.stem.removesuffix(ENDING) for path in FOLDER.glob(f"*{ENDING}.json"))
 NOTES = {"Note", "MarkdownNote"}
-FOR_A_PHOTO = ("Your photo, your checkpoint", "Your photo, your SDXL checkpoint")
+FOR_A_PHOTO = ("Your photo, your checkpoint", "Two photos, your checkpoint", "Your photo, your SDXL checkpoint")
 NEEDS_FILES = {"Your LoRAs, your checkpoint", *FOR_A_PHOTO}
-"""Workflows for files that everybody has to bring along; those for a photo and an IP-Adapter, SD 1.5 and SDXL."""
+"""Workflows for files that everybody has to bring along; those for photos and an IP-Adapter, SD 1.5 and SDXL."""
 RUNNING = [name for name in NAMES if name not in NEEDS_FILES]
 WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
 
