@@ -138,4 +138,11 @@ def find_checkpoint(folder: Path, resume: str | None) -> Path | None:
         return None
     if resume == "latest" and not there:
         raise CheckpointError(f"{folder} holds no whole checkpoint to resume from; start without --resume")
-    return there[-1] if resume == "latest" else Path(resume)
+    if resume == "latest":
+        return there[-1]
+    if later := [path.name for path in there if path.name > Path(resume).name]:
+        raise CheckpointError(
+            f"{folder} holds checkpoints later than {resume}: {', '.join(later)}. A run that goes on from there writes "
+            "beside them, and they would be taken for its newest: remove them or put them elsewhere first"
+        )
+    return Path(resume)
