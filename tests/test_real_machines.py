@@ -59,12 +59,11 @@ def test_a_training_that_has_failed_stops_and_keeps_what_was_good(toy, tmp_path,
     assert load_moa(tmp_path / "moa.safetensors").config.layers
 
 
-@pytest.mark.parametrize("rate", [1e9, 1e30])
-def test_weights_that_grow_beyond_numbers_are_not_kept(toy, tmp_path, rate):
+def test_weights_that_grow_beyond_numbers_are_not_kept(toy, tmp_path):
     train(config(toy, tmp_path, 1))
     moa, kept = (tmp_path / "moa.safetensors").read_bytes(), checkpoints(tmp_path / "checkpoints")
     with pytest.raises(TrainingFailed, match=f"had grown.*last good checkpoint is {kept[-1]}"):
-        train(config(toy, tmp_path, 9, lr=rate), kept[-1])
+        train(config(toy, tmp_path, 9, lr=1e9), kept[-1])
     assert checkpoints(tmp_path / "checkpoints") == kept and (tmp_path / "moa.safetensors").read_bytes() == moa
 
 
@@ -210,13 +209,16 @@ def limited(module: str, size: int, *arguments: str | Path) -> subprocess.Comple
 @pytest.mark.skipif(not Path("/dev/shm").exists(), reason="shared memory that is made of files")
 def test_too_little_shared_memory_is_a_sentence_and_latents_need_none(toy, tmp_path):
     content = config(toy, tmp_path / "run", 1).to_dict()
-    content["data"]["workers"] = 1
+    content["data"]["workers"], content["optimizer"]["batch"] = 1, 24
     (tmp_path / "run.yaml").write_text(json.dumps(content), encoding="utf-8")
-    done = limited("training.train", 100_000, "--config", tmp_path / "run.yaml")
+    done = limited("training.train", 2_000_000, "--config", tmp_path / "run.yaml")
     assert done.returncode == 2 and "--shm-size" in done.stderr and "Traceback" not in done.stderr, done.stderr
     shutil.copytree(toy / "data", tmp_path / "data")
-    done = limited("training.latents", 100_000, "--data", tmp_path / "data", "--base", toy / "base.safetensors")
-    assert done.returncode == 0 and "24 records' latents written" in done.stdout, done.stderr
+    two = (toy / "data/image_ids.txt").read_text().split()[:2]
+    (tmp_path / "data/image_ids.txt").write_text("\n".join(two))
+    arguments = ["--data", tmp_path / "data", "--base", toy / "base.safetensors", "--size", 416, "--workers", 1]
+    done = limited("training.latents", 2_000_000, *arguments)
+    assert done.returncode == 0 and "2 records' latents written" in done.stdout, done.stderr
 
 
 def test_a_reader_that_fails_says_its_sentence_and_ends(toy, tmp_path, capsys):
