@@ -296,7 +296,7 @@ def test_a_folder_of_one_variant_alone_is_read(toy, tmp_path, variant):
     with pytest.raises(BaseError, match="text_encoder lacks 1 weights of a CLIPTextModel"):
         load_base(tmp_path)
     file.write_text("version https://git-lfs.github.com/spec/v1")
-    with pytest.raises(BaseError, match="text_encoder cannot be read .*fetch it again"):
+    with pytest.raises(BaseError, match="text_encoder cannot be read as a CLIPTextModel .*fetch it again"):
         load_base(tmp_path)
     (tmp_path / "unet/config.json").write_text(json.dumps({"cross_attention_dim": 768, "in_channels": 9}))
     with pytest.raises(BaseError, match="takes 9 channels"):

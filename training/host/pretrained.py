@@ -95,18 +95,27 @@ def _read_part(key: str, kind: type, folder: Path) -> nn.Module:
     """
     if not folder.is_dir():
         raise BaseError(f"{key}: the folder {folder} is missing")
-    options = {"variant": _variant(folder), "local_files_only": True, "output_loading_info": True}
     try:
-        model, info = kind.from_pretrained(folder, **options)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        why = str(error).strip().split("\n")[0].rstrip(".")
-        raise BaseError(f"{key}: {folder} cannot be read ({type(error).__name__}: {why}): fetch it again") from error
+        model, info = read_model(kind, folder, variant=_variant(folder), output_loading_info=True)
+    except ValueError as error:
+        raise BaseError(f"{key}: {error}") from error
     if missing := sorted(info["missing_keys"]):
         raise BaseError(
             f"{key}: {folder} lacks {len(missing)} weights of a {kind.__name__}, such as {missing[0]}: it is damaged, "
             "or another model"
         )
     return model.float()
+
+
+def read_model(kind: type, folder: Path, **options: Any) -> Any:
+    """What the class's own `from_pretrained` makes of a folder. Raises ValueError."""
+    try:
+        return kind.from_pretrained(folder, local_files_only=True, **options)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        why = str(error).strip().split("\n")[0].rstrip(".")
+        raise ValueError(
+            f"{folder} cannot be read as a {kind.__name__} ({type(error).__name__}: {why}): fetch it again"
+        ) from error
 
 
 def _variant(part: Path) -> str | None:
