@@ -51,11 +51,12 @@ def save_checkpoint(
             _save(dict(parameters), unfinished / PARAMETERS)
             _save(moments, unfinished / MOMENTS)
             (unfinished / STATE).write_text(json.dumps(state, indent=1), encoding="utf-8")
-    except (OSError, SafetensorError) as error:
-        kept = (checkpoints(folder) or ["none"])[-1]
+    except OSError as error:
+        kept = checkpoints(folder)
+        last = f"the last whole checkpoint is {kept[-1]}" if kept else "there is no other"
+        how = "go on with --resume latest" if kept else "start again"
         raise CheckpointError(
-            f"{target} could not be written ({error}); the last whole checkpoint is {kept}. Make room on the disk and "
-            "go on with --resume latest"
+            f"{target} could not be written ({error.__cause__ or error}); {last}. Make room on the disk and {how}"
         ) from error
     for old in checkpoints(folder)[:-keep]:
         shutil.rmtree(old)
