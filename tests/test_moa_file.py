@@ -67,6 +67,14 @@ def test_a_failed_save_leaves_the_old_file_and_nothing_else(stirred_moa, tmp_pat
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
 
 
+def test_whoever_may_read_other_new_files_may_read_it(stirred_moa, tmp_path):
+    """A ComfyUI under another account, for example."""
+    (tmp_path / "ordinary").touch()
+    save_moa(stirred_moa, tmp_path / "moa.safetensors")
+    assert (tmp_path / "moa.safetensors").stat().st_mode == (tmp_path / "ordinary").stat().st_mode
+    assert {path.name for path in tmp_path.iterdir()} == {"ordinary", "moa.safetensors"}
+
+
 def test_a_file_that_is_not_there(tmp_path):
     with pytest.raises(MoAFileError, match=r"gone\.safetensors' does not exist.*models/moa"):
         load_moa(tmp_path / "gone.safetensors")

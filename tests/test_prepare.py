@@ -135,6 +135,12 @@ def test_missing_folders_are_named(models, pictures, tmp_path, capsys):
     for key in ("--pictures", "--segmenter"):
         assert main([*given, key, str(tmp_path / "nowhere")]) == 2
         assert "nowhere" in capsys.readouterr().err
+    (tmp_path / "cut").mkdir()
+    for file in (models / "matcher").iterdir():
+        content = file.read_bytes()
+        (tmp_path / "cut" / file.name).write_bytes(content[:1000] if file.suffix == ".safetensors" else content)
+    assert main([*given, "--matcher", str(tmp_path / "cut")]) == 2
+    assert "cut cannot be read as a CLIPModel" in capsys.readouterr().err
 
 
 def test_latents_follow_where_a_base_is_given(models, pictures, tmp_path):

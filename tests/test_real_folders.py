@@ -5,6 +5,7 @@ import os
 import struct
 import subprocess
 import sys
+import tarfile
 import zlib
 
 import numpy as np
@@ -15,12 +16,13 @@ from toy_run import PACK, preparation
 from training.data.annotate import Found, annotate_pictures
 from training.data.dataset import SubjectDataset, TooManyBroken
 from training.data.layout import read_names
-from training.data.pictures import PictureFiles, read_picture
+from training.data.pictures import PictureFiles, find_pictures, read_picture
 from training.data.shards import ShardDataset, write_shards
 
 NAMES = (
     "WhatsApp Image 2023-05-01 at 10.22.33.jpg", " leading and trailing .jpg", "Jürgen & Zoë (1) [kopie].png",
     "写真😀.webp", "100%.png", "...png", "two\nlines.png", "tab\tand\u2028line.png", "a'b\"c;d.jpg", "__init__.png",
+    "Foto 1.jpg", "Foto 1.png", "v1.0.2 .jpg",
 )  # fmt: skip
 if os.name == "nt":
     NAMES = tuple(name for name in NAMES if not set(name) & set('\n\t"\u2028'))
@@ -59,6 +61,8 @@ def test_pictures_of_any_name_come_back_from_the_data_set_and_from_its_shards(fo
     names = read_names(data, "all")
     assert len(names) == len(NAMES) == len(set(names))
     assert all(path.resolve().is_relative_to(data) for path in data.rglob("*"))
+    folders = [path.name for path in data.iterdir() if path.is_dir()]
+    assert not any(name.endswith((" ", ".")) for name in folders), "Windows drops such an end"
     for split in ("train", "test"):
         (data / f"image_ids_{split}.txt").write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
     records = SubjectDataset(data, preparation(augment=False), "train")
@@ -121,7 +125,19 @@ def odd_pictures(folder) -> dict[str, tuple[int, int, int]]:
         **made("half.webp", Image.new("RGBA", (64, 64), (0, 0, 0, 128)), (127, 127, 127), lossless=True),
         **made("moving.webp", frames[0], (200, 0, 0), save_all=True, append_images=frames[1:], lossless=True),
         **made("moving.png", frames[0], (200, 0, 0), save_all=True, append_images=frames[1:]),
+        **made("moving.gif", frames[0], (200, 0, 0), save_all=True, append_images=frames[1:]),
+        **made("cmyk.tif", Image.new("CMYK", (64, 64), (255, 0, 0, 0)), (0, 255, 255), compression="tiff_lzw"),
+        **made("grey16.tiff", sixteen, (128, 128, 128)),
+        **made("grey and clear.png", Image.new("LA", (64, 64), (0, 0)), (255, 255, 255)),
     }  # fmt: skip
+
+
+def test_what_is_left_out_of_a_folder_is_said(folder, tmp_path, caplog):
+    for name in ("IMG_1.HEIC", "IMG_2.heic", "notes"):
+        (folder / name).write_bytes(b"")
+    with caplog.at_level(logging.WARNING):
+        assert len(find_pictures(folder)) == len(NAMES)
+    assert "3 files that are left out: 2 .heic, 1 notes" in caplog.text
 
 
 def huge_png(side: int) -> bytes:
@@ -142,7 +158,11 @@ def test_odd_pictures_are_read_right_and_broken_ones_skipped_and_named(tmp_path,
     broken = {
         "huge.png": huge_png(60_000), "cut.jpg": (tmp_path / "whole.jpg").read_bytes()[:700], "empty.jpg": b"",
         "text.png": b"no picture at all", "cut.webp": (tmp_path / "half.webp").read_bytes()[:20],
+        "no.avif": b"\0\0\0\x1cftypavif\0\0\0\0avifmif1miaf", "avif.jpg": b"\0\0\0\x1cftypavif\0\0\0\0avifmif1miaf",
     }  # fmt: skip
+    for name, picture in (("dot.png", Image.new("RGB", (1, 1))), ("measured.tif", Image.new("F", (64, 64)))):
+        picture.save(tmp_path / name)
+        broken[name] = (tmp_path / name).read_bytes()
     for name, content in broken.items():
         (tmp_path / name).write_bytes(content)
     with caplog.at_level(logging.WARNING):
@@ -153,20 +173,27 @@ def test_odd_pictures_are_read_right_and_broken_ones_skipped_and_named(tmp_path,
         assert read[name] is None and name in caplog.text
 
 
-def test_a_shard_that_is_cut_short_is_named_and_left(folder, tmp_path, caplog):
+@pytest.mark.parametrize("where", ["within a file", "within a header", "between two records", "at its end"])
+def test_a_shard_that_is_cut_short_is_named_and_left(folder, tmp_path, caplog, where):
     data, shards = tmp_path / "data", tmp_path / "shards"
     annotate_pictures(folder, data, OnePerson(), 4, 0)
     (data / "image_ids_train.txt").write_text("".join(f"{n}\n" for n in read_names(data, "all")), encoding="utf-8")
     (data / "image_ids_test.txt").write_text(f"{read_names(data, 'all')[0]}\n", encoding="utf-8")
-    write_shards(data, shards, records=5)
+    write_shards(data, shards, records=7)
     first, second = sorted(shards.glob("train-*.tar"))
-    content = first.read_bytes()
-    first.write_bytes(content[: len(content) // 2 + 100])
+    with tarfile.open(first) as tar:
+        third, last = tar.getmembers()[6], tar.getmembers()[-1]
+    cut = {
+        "within a file": third.offset_data + 100, "within a header": third.offset + 100,
+        "between two records": third.offset, "at its end": last.offset_data + -(-last.size // 512) * 512,
+    }  # fmt: skip
+    first.write_bytes(first.read_bytes()[: cut[where]])
     records = ShardDataset(shards, preparation(augment=False), "train")
     with caplog.at_level(logging.WARNING):
         stream = iter(records)
-        seen = {next(stream)["id"] for _ in range(7)}
-    assert len(seen) >= 6 and first.name in records.broken and first.name in caplog.text
+        seen = {next(stream)["id"] for _ in range(20)}
+    assert len(seen) == (len(NAMES) if where == "at its end" else len(NAMES) - 5)
+    assert caplog.text.count(first.name) == 1 and first.name in records.broken, "told once, however often it is read"
     for shard in (first, second):
         shard.write_bytes(b"no shard")
     with pytest.raises(TooManyBroken, match="damaged, pack them again"):

@@ -2,7 +2,9 @@
 
 import json
 import math
+import multiprocessing
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,11 +18,11 @@ from toy_run import ENVIRONMENT, PACK, config, curve, preparation
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from moa_core.learned.moa_file import MoAFileError, load_moa, save_moa
-from training.config import ConfigError
+from training.config import ConfigError, config_of, read_config
 from training.data.batch import collate
 from training.data.dataset import SubjectDataset
 from training.finetune import loop, losses
-from training.finetune.checkpoint import checkpoints, load_checkpoint
+from training.finetune.checkpoint import CheckpointError, checkpoints, find_checkpoint, load_checkpoint
 from training.finetune.loop import TrainingFailed, train
 from training.finetune.model import build, trained
 from training.finetune.sole_run import sole_run
@@ -55,6 +57,22 @@ def test_a_training_that_has_failed_stops_and_keeps_what_was_good(toy, tmp_path,
     weights = load_file(checkpoints(tmp_path / "checkpoints")[-1] / "parameters.safetensors")
     assert all(weight.isfinite().all() for weight in weights.values())
     assert load_moa(tmp_path / "moa.safetensors").config.layers
+
+
+def test_weights_that_grow_beyond_numbers_are_not_kept(toy, tmp_path):
+    train(config(toy, tmp_path, 1))
+    moa, kept = (tmp_path / "moa.safetensors").read_bytes(), checkpoints(tmp_path / "checkpoints")
+    with pytest.raises(TrainingFailed, match=f"had grown.*last good checkpoint is {kept[-1]}"):
+        train(config(toy, tmp_path, 9, lr=1e9), kept[-1])
+    assert checkpoints(tmp_path / "checkpoints") == kept and (tmp_path / "moa.safetensors").read_bytes() == moa
+
+
+@pytest.mark.parametrize("rate", [".nan", ".inf"])
+def test_a_rate_that_is_no_number_is_refused(tmp_path, rate):
+    path = tmp_path / "run.yaml"
+    path.write_text(f"model: {{base: a}}\ndata: {{root: b}}\nrun: {{out: c}}\noptimizer: {{lr: {rate}}}")
+    with pytest.raises(ConfigError, match="optimizer.lr must be a number that is finite"):
+        read_config(path)
 
 
 def test_a_moa_file_of_a_failed_training_is_refused(stirred_moa, tmp_path):
@@ -109,6 +127,28 @@ def test_a_second_run_in_a_folder_is_refused_while_the_first_one_lives(toy, tmp_
     assert main(["--config", str(tmp_path / "run.yaml")]) == 0
 
 
+def test_where_the_moa_file_cannot_be_written_the_checkpoint_is_named(toy, stirred_moa, tmp_path, capsys):
+    (tmp_path / "run.yaml").write_text(json.dumps(config(toy, tmp_path / "run", 1).to_dict()), encoding="utf-8")
+    (tmp_path / "run/moa.safetensors").mkdir(parents=True)
+    (tmp_path / "run/moa.safetensors/mine").touch()
+    assert main(["--config", str(tmp_path / "run.yaml")]) == 2
+    assert "step-00000001 is whole: make room on the disk" in capsys.readouterr().err
+
+
+def test_a_file_that_cannot_be_written_is_an_error_of_the_system(stirred_moa, tmp_path):
+    """Whatever safetensors calls it: all commands tell those in a sentence."""
+    with pytest.raises(OSError, match="moa.safetensors could not be written"):
+        save_moa(stirred_moa, tmp_path / "nowhere/moa.safetensors")
+
+
+def test_a_run_does_not_go_on_beside_later_checkpoints(tmp_path):
+    for step in (1, 2, 3):
+        (tmp_path / f"step-0000000{step}").mkdir()
+    with pytest.raises(CheckpointError, match="later than .*1: step-00000002, step-00000003"):
+        find_checkpoint(tmp_path, str(tmp_path / "step-00000001"))
+    assert find_checkpoint(tmp_path, str(tmp_path / "step-00000003")) == find_checkpoint(tmp_path, "latest")
+
+
 def test_where_a_checkpoint_cannot_be_written_the_last_one_stays(toy, tmp_path):
     """No file may become larger than 2 MB, as on a disk that is full."""
     content = config(toy, tmp_path / "run", 1).to_dict()
@@ -119,12 +159,7 @@ def test_where_a_checkpoint_cannot_be_written_the_last_one_stays(toy, tmp_path):
     before = {file: file.read_bytes() for file in kept[-1].iterdir()}
     content["optimizer"]["steps"] = 2
     path.write_text(json.dumps(content), encoding="utf-8")
-    code = "import resource, signal, sys; from training.train import main; "
-    code += "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
-    code += "resource.setrlimit(resource.RLIMIT_FSIZE, (2_000_000, resource.RLIM_INFINITY)); "
-    code += "sys.exit(main(sys.argv[1:]))"
-    command = [sys.executable, "-c", code, "--config", str(path), "--resume", "latest"]
-    done = subprocess.run(command, cwd=PACK, env=os.environ | ENVIRONMENT, capture_output=True, text=True)
+    done = limited("training.train", 2_000_000, "--config", path, "--resume", "latest")
     assert done.returncode == 2, done.stderr
     assert f"the last whole checkpoint is {kept[-1]}" in done.stderr
     assert checkpoints(tmp_path / "run/checkpoints") == kept
@@ -132,15 +167,85 @@ def test_where_a_checkpoint_cannot_be_written_the_last_one_stays(toy, tmp_path):
     assert sorted(p.name for p in (tmp_path / "run/checkpoints").iterdir()) == [kept[-1].name]
 
 
-def test_a_launcher_and_a_precision_that_do_not_work_are_named(toy, tmp_path, monkeypatch):
+def test_a_precision_that_does_not_work_is_named(toy, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla V100")
     with pytest.raises(ConfigError, match="bf16, which Tesla V100 does not compute in: set it to float32"):
         loop.check_precision("bf16")
     loop.check_precision("float32")
-    with pytest.raises(ConfigError, match="DEEPSPEED.*one device, or with DDP.*accelerate config"):
-        loop.check_launcher(loop.UNSUPPORTED[0])
+
+
+@pytest.mark.parametrize("asked", loop.ASKED)
+def test_a_launcher_that_was_told_more_than_ddp_is_named(toy, tmp_path, monkeypatch, asked):
+    """As `accelerate launch` tells its processes; the packages need not be there."""
+    monkeypatch.setenv(asked, "true")
+    with pytest.raises(ConfigError, match=f"told to use {loop.ASKED[asked]}: .*with DDP .*accelerate config"):
+        train(config(toy, tmp_path, 1))
+
+
+def test_what_accelerate_finds_in_its_environment_changes_no_gradient(toy, tmp_path, monkeypatch):
+    train(config(toy, tmp_path / "one", 1))
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    train(config(toy, tmp_path / "other", 1))
+    assert curve(tmp_path / "one", "norm") == curve(tmp_path / "other", "norm")
+
+
+LIMITED = """
+import resource, signal, sys
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), resource.RLIM_INFINITY))
+import importlib
+sys.exit(importlib.import_module(sys.argv[1]).main(sys.argv[3:]))
+"""
+
+
+def limited(module: str, size: int, *arguments: str | Path) -> subprocess.CompletedProcess:
+    """A command where no file may become larger than this, on a disk or in shared memory."""
+    command = [sys.executable, "-c", LIMITED, module, str(size), *map(str, arguments)]
+    return subprocess.run(command, cwd=PACK, env=os.environ | ENVIRONMENT, capture_output=True, text=True, timeout=600)
+
+
+@pytest.mark.skipif(not Path("/dev/shm").exists(), reason="shared memory that is made of files")
+def test_too_little_shared_memory_is_a_sentence_and_latents_need_none(toy, tmp_path):
+    content = config(toy, tmp_path / "run", 1).to_dict()
+    content["data"]["workers"], content["optimizer"]["batch"] = 1, 24
+    (tmp_path / "run.yaml").write_text(json.dumps(content), encoding="utf-8")
+    done = limited("training.train", 2_000_000, "--config", tmp_path / "run.yaml")
+    assert done.returncode == 2 and "--shm-size" in done.stderr and "Traceback" not in done.stderr, done.stderr
+    shutil.copytree(toy / "data", tmp_path / "data")
+    two = (toy / "data/image_ids.txt").read_text().split()[:2]
+    (tmp_path / "data/image_ids.txt").write_text("\n".join(two))
+    arguments = ["--data", tmp_path / "data", "--base", toy / "base.safetensors", "--size", 416, "--workers", 1]
+    done = limited("training.latents", 2_000_000, *arguments)
+    assert done.returncode == 0 and "2 records' latents written" in done.stdout, done.stderr
+
+
+def test_a_reader_that_fails_says_its_sentence_and_ends(toy, tmp_path, capsys):
+    shutil.copytree(toy / "data", tmp_path / "data")
+    for picture in (tmp_path / "data").rglob("*.jpg"):
+        picture.write_bytes(b"no picture")
+    content = config(toy, tmp_path / "run", 1).to_dict()
+    content["data"] |= {"root": str(tmp_path / "data"), "workers": 2}
+    (tmp_path / "run.yaml").write_text(json.dumps(content), encoding="utf-8")
+    assert main(["--config", str(tmp_path / "run.yaml")]) == 2
+    said = capsys.readouterr().err
+    assert "are broken, more than 1%" in said and "Traceback" not in said
+    assert not multiprocessing.active_children()
+
+
+def test_a_training_that_fails_leaves_no_readers_behind(toy, tmp_path, monkeypatch):
+    """They ignore signals: Python would wait for them for ever, on a machine that is paid by the hour."""
+
+    def fails(*args):
+        raise RuntimeError("CUDA out of memory")
+
+    monkeypatch.setattr("training.finetune.model.router_loss", fails)
+    content = config(toy, tmp_path, 1).to_dict()
+    content["data"]["workers"] = 1
+    with pytest.raises(RuntimeError, match="out of memory") as error:
+        train(config_of(tmp_path, content))
+    assert error.tb and not multiprocessing.active_children()
 
 
 def test_a_missing_package_for_the_eight_bit_optimizer_is_named(toy, tmp_path, monkeypatch):
@@ -184,6 +289,19 @@ def test_a_folder_of_one_variant_alone_is_read(toy, tmp_path, variant):
     assert base.unet.dtype == torch.float32 and base.family == "SD 1.5"
     assert torch.equal(base.unet.conv_in.weight, unet.conv_in.weight.float())
 
+    stored = {name: weight.clone() for name, weight in text_encoder.state_dict().items()}
+    stored.pop(sorted(stored)[0])
+    file = next((tmp_path / "text_encoder").glob("*.safetensors"))
+    save_file(stored, file, {"format": "pt"})
+    with pytest.raises(BaseError, match="text_encoder lacks 1 weights of a CLIPTextModel"):
+        load_base(tmp_path)
+    file.write_text("version https://git-lfs.github.com/spec/v1")
+    with pytest.raises(BaseError, match="text_encoder cannot be read as a CLIPTextModel .*fetch it again"):
+        load_base(tmp_path)
+    (tmp_path / "unet/config.json").write_text(json.dumps({"cross_attention_dim": 768, "in_channels": 9}))
+    with pytest.raises(BaseError, match="takes 9 channels"):
+        load_base(tmp_path)
+
 
 def test_another_family_and_other_files_are_named(tmp_path):
     key = "model.diffusion_model.middle_block.1.transformer_blocks.0.attn2.to_k.weight"
@@ -191,6 +309,15 @@ def test_another_family_and_other_files_are_named(tmp_path):
         save_file({key: torch.zeros(4, width)}, tmp_path / "checkpoint.safetensors")
         with pytest.raises(BaseError, match=message):
             load_base(tmp_path / "checkpoint.safetensors")
+    for mark, family in (("joint_blocks", "Stable Diffusion 3"), ("double_blocks", "Flux")):
+        save_file({f"model.diffusion_model.{mark}.0.weight": torch.zeros(4)}, tmp_path / "checkpoint.safetensors")
+        with pytest.raises(BaseError, match=f"is {family};"):
+            load_base(tmp_path / "checkpoint.safetensors")
+    first = "model.diffusion_model.input_blocks.0.0.weight"
+    inpainting = {key: torch.zeros(4, 768), first: torch.zeros(4, 9, 3, 3)}
+    save_file(inpainting, tmp_path / "checkpoint.safetensors")
+    with pytest.raises(BaseError, match="takes 9 channels.*Give the ordinary model"):
+        load_base(tmp_path / "checkpoint.safetensors")
     save_file({key: torch.zeros(4, 768)}, tmp_path / "checkpoint.safetensors")
     with pytest.raises(BaseError, match="no autoencoder and no text encoder"):
         load_base(tmp_path / "checkpoint.safetensors")

@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import difflib
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
@@ -218,6 +219,8 @@ def _value(path: Path, key: str, kind: Any, value: Any) -> Any:
         raise ConfigError(f"{path}: {key} must be one of {', '.join(choices)}, found {value!r}")
     if not choices and type(value) is not kind:
         raise ConfigError(f"{path}: {key} must be {_NAMES[kind]}, found {value!r}")
+    if kind is float and not math.isfinite(value):
+        raise ConfigError(f"{path}: {key} must be a number that is finite, found {value!r}")
     if kind in (int, float) and value < 0:
         raise ConfigError(f"{path}: {key} must not be negative, found {value!r}")
     return value

@@ -9,9 +9,13 @@ from pathlib import Path
 from training.config import ConfigError, read_config
 from training.data.dataset import TooManyBroken
 from training.data.layout import EmptySplit
+from training.data.readers import ReaderError
 from training.finetune.checkpoint import CheckpointError, find_checkpoint
 from training.finetune.loop import TrainingFailed, train
 from training.host.base import BaseError
+
+REFUSALS = (ConfigError, BaseError, CheckpointError, EmptySplit, TooManyBroken, ReaderError, TrainingFailed)
+"""Sentences for the user."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -22,7 +26,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         config = read_config(args.config)
         train(config, find_checkpoint(Path(config.run.out) / "checkpoints", args.resume))
-    except (ConfigError, BaseError, CheckpointError, EmptySplit, TooManyBroken, TrainingFailed, OSError) as error:
+    except (*REFUSALS, OSError) as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 2
     return 0

@@ -30,6 +30,7 @@ from training.data.layout import bounding_box, is_written, place, write_names, w
 from training.data.pairing import pair_up
 from training.data.pictures import PictureFiles, find_pictures
 from training.data.processes import processes, share_of_missing
+from training.host.pretrained import read_model
 
 PERSON = "person"
 """COCO's label of a human being."""
@@ -74,10 +75,10 @@ class Annotator:
     def __init__(self, captioner: Path, segmenter: Path, matcher: Path, device: torch.device):
         self.device = device
         local = {"local_files_only": True}
-        writer = Blip2ForConditionalGeneration.from_pretrained(captioner, **local)
+        writer = read_model(Blip2ForConditionalGeneration, captioner)
         self.captioner = (writer.half() if device.type == "cuda" else writer.float()).to(device).eval()
-        self.segmenter = Mask2FormerForUniversalSegmentation.from_pretrained(segmenter, **local).to(device).eval()
-        self.matcher = CLIPModel.from_pretrained(matcher, **local).to(device).eval()
+        self.segmenter = read_model(Mask2FormerForUniversalSegmentation, segmenter).to(device).eval()
+        self.matcher = read_model(CLIPModel, matcher).to(device).eval()
         self.caption_processor = AutoProcessor.from_pretrained(captioner, **local)
         self.segment_processor = AutoImageProcessor.from_pretrained(segmenter, **local)
         self.match_processor = AutoProcessor.from_pretrained(matcher, **local)

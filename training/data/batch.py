@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import Sampler
 
 from training.config import Loss
+from training.data.readers import share
 from training.host.tokenizer import token_before, tokenize
 
 
@@ -84,7 +85,7 @@ def collate(items: list[dict]) -> Batch:
     cached = "moments" in items[0]
     pictures = torch.stack([((item["picture"] + 1) * 127.5).round().to(torch.uint8) for item in items])
     masks = torch.stack([item["masks"][:most].bool() for item in items])
-    return Batch(
+    batch = Batch(
         captions,
         pictures[..., :0].clone() if cached else pictures,
         torch.stack([item["references"][:most].half() for item in items]),
@@ -93,6 +94,8 @@ def collate(items: list[dict]) -> Batch:
         positions,
         torch.stack([item["moments"] for item in items]) if cached else None,
     )
+    share(*(value for value in vars(batch).values() if isinstance(value, Tensor)))
+    return batch
 
 
 def bound_positions(item: dict) -> list[int]:

@@ -42,8 +42,10 @@ class BrokenRecords(dict[str, BrokenRecord]):
 
     def note(self, name: str, error: BrokenRecord) -> None:
         """Raises TooManyBroken."""
+        if name in self:  # in an earlier epoch
+            return
         self[name] = error
-        log.warning("skipping a broken record: %s", error)
+        log.warning("skipping what is broken: %s", error)
         of = max(self.reads, min(self.records, ENOUGH_READ))
         if len(self) > max(HANDFUL, BROKEN_SHARE * of):
             raise TooManyBroken(

@@ -14,6 +14,7 @@ import tarfile
 from pathlib import Path
 
 import torch
+from PIL import Image
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 from torch import Tensor, nn
@@ -25,8 +26,9 @@ from training.config import ConfigError
 from training.data.batch import Batch, Chance
 from training.data.dataset import BrokenRecords
 from training.data.layout import place, read_names
-from training.data.preparation import cut, middle
+from training.data.preparation import as_tensor, cut, middle
 from training.data.processes import gathered, processes, share_of_missing
+from training.data.readers import read
 from training.data.records import LATENTS, BrokenRecord, read_image
 from training.data.shards import find_shards
 
@@ -35,9 +37,9 @@ DECODER = ("decoder.", "post_quant_conv.")
 
 
 class Squares(Dataset):
-    """(name, [3, size, size] in -1..1) of these records, as Preparation crops without `augment`; None for a broken one.
+    """(name, square) of these records, as Preparation crops without `augment`; None for a broken one.
 
-    Raises TooManyBroken.
+    A picture and no tensor: it comes from its reader through a pipe, and needs no shared memory. Raises TooManyBroken.
     """
 
     def __init__(self, root: Path, names: list[str], size: int):
@@ -47,7 +49,7 @@ class Squares(Dataset):
     def __len__(self) -> int:
         return len(self.names)
 
-    def __getitem__(self, index: int) -> tuple[str, Tensor | None]:
+    def __getitem__(self, index: int) -> tuple[str, Image.Image | None]:
         name = self.names[index]
         self.broken.reads += 1
         try:
@@ -71,10 +73,10 @@ def write_latents(root: Path, autoencoder: nn.Module, size: int, batch: int = 8,
     written = 0
     loader = DataLoader(Squares(root, own, size), batch, num_workers=workers, collate_fn=list)
     with tqdm(total=len(own), desc="latents", unit="picture", disable=not processes().is_main_process) as bar:
-        for loaded in loader:
+        for loaded in read(loader):
             whole = [(name, picture) for name, picture in loaded if picture is not None]
             if whole:
-                pictures = torch.stack([picture for _, picture in whole]).to(device)
+                pictures = torch.stack([as_tensor(picture) for _, picture in whole]).to(device)
                 moments = torch.stack(autoencoder.moments(pictures), dim=1)  # [B, 2, 4, h, w]
                 moments = moments.half().cpu().contiguous().numpy()  # safetensors stores memory as it lies
                 for (name, _), (mean, std) in zip(whole, moments, strict=True):

@@ -15,6 +15,7 @@ from training.config import Config
 from training.data.batch import Batch, Chance, EndlessSampler, collate
 from training.data.dataset import SubjectDataset
 from training.data.preparation import Preparation
+from training.data.readers import read
 from training.data.shards import ShardDataset, find_shards
 
 SHOWN = 8
@@ -26,7 +27,7 @@ def batches(
 ) -> Iterator[tuple[Batch, Chance]]:
     """Passes of this process from the first-th record of the run on, each with its records' randomness."""
     optim, count, size = config.optimizer, accelerator.num_processes, (preparation.size // 8,) * 2
-    for n, batch in enumerate(loader(config, preparation, first, accelerator.process_index, count)):
+    for n, batch in enumerate(read(loader(config, preparation, first, accelerator.process_index, count))):
         number = first + (n * count + accelerator.process_index) * optim.batch
         chance = Chance.of(config.run.seed, number, optim.batch, size, config.loss)
         yield batch.to(accelerator.device), chance.to(accelerator.device)

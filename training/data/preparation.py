@@ -87,7 +87,7 @@ class Preparation:
         item = {
             "id": record.id,
             "caption": record.caption,
-            "picture": cut(record.image, box, self.size),
+            "picture": as_tensor(cut(record.image, box, self.size)),
             "references": torch.zeros(s, 3, r, r),
             "masks": torch.zeros(s, self.size, self.size),
             "positions": torch.zeros(s, dtype=torch.long),
@@ -138,9 +138,14 @@ def middle(size: tuple[int, int]) -> tuple[int, int, int, int]:
     return left, top, left + side, top + side
 
 
-def cut(image: Image.Image, box: tuple[int, int, int, int], size: int) -> Tensor:
-    """A square of the picture, resized: [3, size, size] in -1..1."""
-    return _to_tensor(image.resize((size, size), Image.Resampling.BICUBIC, box)).movedim(-1, 0) * 2 - 1
+def cut(image: Image.Image, box: tuple[int, int, int, int], size: int) -> Image.Image:
+    """A square of the picture, resized."""
+    return image.resize((size, size), Image.Resampling.BICUBIC, box)
+
+
+def as_tensor(image: Image.Image) -> Tensor:
+    """[3, H, W] in -1..1."""
+    return _to_tensor(image).movedim(-1, 0) * 2 - 1
 
 
 def on_background(

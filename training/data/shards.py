@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -15,12 +16,14 @@ from tqdm import tqdm
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from moa_core.files.whole_file import whole
+from training.config import ConfigError
 from training.data.dataset import BrokenRecords, TooManyBroken
 from training.data.layout import place, read_names
 from training.data.preparation import Preparation
 from training.data.records import LATENTS, BrokenRecord, Record, read_record
 
 ENDINGS = ("jpg", "json", "npy")
+TAR_END = bytes(2 * tarfile.BLOCKSIZE)
 SHUFFLED = 1000
 """Records that wait in a worker's memory to be picked in random order."""
 
@@ -77,7 +80,7 @@ class ShardDataset(IterableDataset):
         readers = self.processes * (worker.num_workers if worker else 1)
         reader = self.process * (worker.num_workers if worker else 1) + (worker.id if worker else 0)
         if readers > len(self.shards):
-            raise ValueError(
+            raise ConfigError(
                 f"{self.root} holds {len(self.shards)} shards for {readers} readers (processes x data.workers), and "
                 "each needs one: pack it with fewer records per shard, or set data.workers lower"
             )
@@ -108,6 +111,8 @@ class ShardDataset(IterableDataset):
             self.shard = shard
             try:
                 with shard.open("rb") as stream:
+                    if not _ends(stream):
+                        self._broken_shard(OSError("its end is missing"))
                     yield {"url": str(shard), "stream": stream}
             except OSError as error:
                 self._broken_shard(error)
@@ -120,6 +125,15 @@ class ShardDataset(IterableDataset):
         found = f"{type(error).__name__}: {error.args[0]}"
         self.broken.note(self.shard.name, BrokenRecord(self.shard, "a whole shard", found))
         return True
+
+
+def _ends(shard: BinaryIO) -> bool:
+    """Whether a tar file has its end, two blocks of zeros: one that is cut within a header is read without an error."""
+    size = shard.seek(0, io.SEEK_END)
+    shard.seek(max(0, size - len(TAR_END)))
+    last = shard.read()
+    shard.seek(0)
+    return last == TAR_END
 
 
 def _record(sample: dict, latents: int | None) -> Record:

@@ -9,6 +9,8 @@ import torch
 from PIL import Image
 from transformers import CLIPModel, CLIPProcessor
 
+from training.host.pretrained import read_model
+
 
 class ClipJudge:
     """A CLIP (the paper's is ViT-L/14) from a folder as transformers saves it."""
@@ -22,9 +24,8 @@ class ClipJudge:
                 f"--clip: expected the folder of a transformers CLIPModel, its config.json of model_type clip; "
                 f"found {kind} at {folder}"
             )
-        local = {"local_files_only": True}
-        self.processor = CLIPProcessor.from_pretrained(folder, **local)
-        self.network = CLIPModel.from_pretrained(folder, **local).float()
+        self.processor = CLIPProcessor.from_pretrained(folder, local_files_only=True)
+        self.network = read_model(CLIPModel, folder).float()
         self.network.to(device).eval().requires_grad_(False)
 
     @torch.no_grad()

@@ -51,11 +51,12 @@ def save_checkpoint(
             _save(dict(parameters), unfinished / PARAMETERS)
             _save(moments, unfinished / MOMENTS)
             (unfinished / STATE).write_text(json.dumps(state, indent=1), encoding="utf-8")
-    except (OSError, SafetensorError) as error:
-        kept = (checkpoints(folder) or ["none"])[-1]
+    except OSError as error:
+        kept = checkpoints(folder)
+        last = f"the last whole checkpoint is {kept[-1]}" if kept else "there is no other"
+        how = "go on with --resume latest" if kept else "start again"
         raise CheckpointError(
-            f"{target} could not be written ({error}); the last whole checkpoint is {kept}. Make room on the disk and "
-            "go on with --resume latest"
+            f"{target} could not be written ({error.__cause__ or error}); {last}. Make room on the disk and {how}"
         ) from error
     for old in checkpoints(folder)[:-keep]:
         shutil.rmtree(old)
@@ -138,4 +139,11 @@ def find_checkpoint(folder: Path, resume: str | None) -> Path | None:
         return None
     if resume == "latest" and not there:
         raise CheckpointError(f"{folder} holds no whole checkpoint to resume from; start without --resume")
-    return there[-1] if resume == "latest" else Path(resume)
+    if resume == "latest":
+        return there[-1]
+    if later := [path.name for path in there if path.name > Path(resume).name]:
+        raise CheckpointError(
+            f"{folder} holds checkpoints later than {resume}: {', '.join(later)}. A run that goes on from there writes "
+            "beside them, and they would be taken for its newest: remove them or put them elsewhere first"
+        )
+    return Path(resume)

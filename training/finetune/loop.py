@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 import time
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, DistributedType
+from accelerate.utils import GradientAccumulationPlugin
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
@@ -19,7 +21,7 @@ from training.data.latents import check_latents, latents_of
 from training.data.loader import batches, first_of_test_set
 from training.data.preparation import Preparation
 from training.finetune.card import write_card
-from training.finetune.checkpoint import load_checkpoint, save_checkpoint
+from training.finetune.checkpoint import CheckpointError, checkpoints, load_checkpoint, save_checkpoint
 from training.finetune.contact_sheet import draw_contact_sheet
 from training.finetune.methods import METHODS
 from training.finetune.model import build, trained
@@ -29,12 +31,25 @@ from training.finetune.sole_run import sole_run
 from training.host.pipeline import MoAPipeline
 
 UNSUPPORTED = (DistributedType.DEEPSPEED, DistributedType.FSDP, DistributedType.MEGATRON_LM, DistributedType.XLA)
+ASKED = {
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
+    "ACCELERATE_USE_FSDP": "FSDP",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "tensor or context parallelism",
+}
+"""The same, as `accelerate launch` hands it to the processes that it starts."""
 MOST_SKIPPED = 5
 """So many steps in a row whose gradient is no number end a training."""
 
 
 class TrainingFailed(RuntimeError):
     """A sentence for the user."""
+
+
+def failed(out: Path, how: str) -> TrainingFailed:
+    kept = checkpoints(out / "checkpoints")
+    last = f"The last good checkpoint is {kept[-1]}: go on from it" if kept else "No checkpoint is kept: start anew"
+    return TrainingFailed(f"{how}. {last} with a lower optimizer.lr or with run.precision float32, or look at the data")
 
 
 def train(config: Config, resume: Path | None = None) -> None:
@@ -44,13 +59,16 @@ def train(config: Config, resume: Path | None = None) -> None:
     """
     run, optim = config.run, config.optimizer
     check_precision(run.precision)
+    check_launch()
     accelerator = Accelerator(
         mixed_precision="bf16" if run.precision == "bf16" else "no",
-        gradient_accumulation_steps=optim.accumulate,
+        # As a plugin: of the number alone accelerate would prefer what it finds in its environment.
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=optim.accumulate),
         # A batch without any subject leaves the subject prompt without a gradient.
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
     )
-    check_launcher(accelerator.distributed_type)
+    if accelerator.distributed_type in UNSUPPORTED:
+        raise unsupported(accelerator.distributed_type.value)
     with sole_run(Path(run.out)) if accelerator.is_main_process else nullcontext():
         _train(config, resume, accelerator)
 
@@ -84,14 +102,23 @@ def _train(config: Config, resume: Path | None, accelerator: Accelerator) -> Non
     writer = SummaryWriter(str(out / "tensorboard"), purge_step=step + 1) if main else None
     bar = tqdm(initial=step, total=optim.steps, unit="step", disable=not main, mininterval=1.0)
 
-    def save() -> None:
-        if main:
-            state = {"step": step, "records": seen, "config": config.to_dict()}
-            save_checkpoint(out / "checkpoints", parameters, optimizer, state, run.keep)
-            if write := METHODS[config.model.method].save:
+    def save(keep: int = run.keep) -> None:
+        if not main:
+            return
+        if not all(parameter.detach().half().isfinite().all() for parameter in parameters.values()):
+            raise failed(out, f"By step {step} weights had grown to what is no number (NaN or infinite)")
+        state = {"step": step, "records": seen, "config": config.to_dict()}
+        checkpoint = save_checkpoint(out / "checkpoints", parameters, optimizer, state, keep)
+        if write := METHODS[config.model.method].save:
+            try:
                 write(moa, out / run.file)
+            except OSError as error:
+                raise CheckpointError(
+                    f"{error}. {checkpoint} is whole: make room on the disk and go on with --resume latest"
+                ) from error
 
-    with stop_on_signal() as stop:
+    # Closed whatever happens: readers that ignore signals would keep the process from ending.
+    with closing(passes), stop_on_signal() as stop:
         seconds, first, skipped, in_a_row = 0.0, step, 0, 0
         figures: dict[str, float] = {}
         while step < optim.steps and not _any(accelerator, bool(stop)):
@@ -111,11 +138,11 @@ def _train(config: Config, resume: Path | None, accelerator: Accelerator) -> Non
             optimizer.zero_grad(set_to_none=True)
             skipped, in_a_row = skipped + (not good), 0 if good else in_a_row + 1
             if in_a_row == MOST_SKIPPED:
-                save()
-                raise TrainingFailed(
+                save(run.keep + 1)  # beside the others: it may be on the way to where it failed
+                raise failed(
+                    out,
                     f"{MOST_SKIPPED} steps in a row, up to step {step + 1}, gave a gradient that is no number (NaN or "
-                    f"infinite). {out / 'checkpoints'} keeps the last good state: go on from it with a lower "
-                    "optimizer.lr or with run.precision float32, or look at the data"
+                    "infinite)",
                 )
             figures["skipped"] = skipped
             step, seen = step + 1, seen + records
@@ -140,13 +167,21 @@ def _train(config: Config, resume: Path | None, accelerator: Accelerator) -> Non
     accelerator.end_training()
 
 
-def check_launcher(kind: DistributedType) -> None:
-    """Raises ConfigError for what accelerate may be told and this training does not support."""
-    if kind in UNSUPPORTED:
-        raise ConfigError(
-            f"accelerate was told to use {kind.value}: this training runs on one device, or with DDP on several. Its "
-            "parameters are few; answer no to DeepSpeed and FSDP in `accelerate config`"
-        )
+def check_launch() -> None:
+    """Raises ConfigError for what `accelerate launch` may have been told and this training does not support.
+
+    Asked before accelerate looks for the packages that it would need for it.
+    """
+    for name, kind in ASKED.items():
+        if os.environ.get(name, "false").lower() in ("true", "1", "yes"):
+            raise unsupported(kind)
+
+
+def unsupported(kind: str) -> ConfigError:
+    return ConfigError(
+        f"accelerate was told to use {kind}: this training runs on one device, or with DDP on several. Its parameters "
+        "are few; answer no to DeepSpeed, FSDP and the like in `accelerate config`"
+    )
 
 
 def check_precision(precision: str) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors import SafetensorError, safe_open
+from torch import nn
 from transformers import CLIPTextModel, CLIPVisionModelWithProjection
 
 from moa_core.learned.image_encoder import CLIP_VIT_L
@@ -23,6 +24,10 @@ from training.host.toy_base import load_toy
 SD15, TEXT_WIDTH = "SD 1.5", 768
 OTHERS = {1024: "Stable Diffusion 2", 2048: "SDXL"}
 """Other base models, by the width of their text embeddings."""
+NEWER = {"joint_blocks.": "Stable Diffusion 3", "double_blocks.": "Flux"}
+"""Those that have no U-Net, by what the names of their weights hold."""
+LATENT_CHANNELS = 4
+FIRST_KEY = "model.diffusion_model.input_blocks.0.0.weight"
 LAST_TEXT_KEY = "model.diffusion_model.middle_block.1.transformer_blocks.0.attn2.to_k.weight"
 TEXT, TOY_AUTOENCODER = "cond_stage_model.transformer.text_model.", "first_stage_model.taesd_"
 
@@ -37,7 +42,7 @@ def fresh_moa(base: Base, image_encoder: Path, **others: Any) -> MoA:
             f"model.image_encoder: {image_encoder} holds no config.json; expected the folder of a transformers "
             "CLIP vision model (for the toy world: python -m training.toy encoder)"
         )
-    encoder = CLIPVisionModelWithProjection.from_pretrained(image_encoder, local_files_only=True).float()
+    encoder = _read_part("model.image_encoder", CLIPVisionModelWithProjection, image_encoder)
     moa = base.fresh_moa({key: getattr(encoder.config, key) for key in (*CLIP_VIT_L, "hidden_act")}, **others)
     moa.image_encoder.model.load_state_dict(encoder.state_dict())
     return moa
@@ -73,17 +78,44 @@ def load_base(path: str | Path) -> Base:
             f"model.base: expected a Stable Diffusion 1.5 folder in diffusers' format (unet, vae, text_encoder) or a "
             f"checkpoint, found {'nothing' if not path.exists() else 'no unet/config.json'} at {path}"
         )
-    config = json.loads((path / "unet" / "config.json").read_text(encoding="utf-8"))
-    _check_family(path, config.get("cross_attention_dim"))
+    try:
+        config = json.loads((path / "unet" / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BaseError(f"model.base: {path / 'unet' / 'config.json'} cannot be read: {error}") from error
+    _check_family(path, config.get("cross_attention_dim"), config.get("in_channels", LATENT_CHANNELS))
     parts = {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "text_encoder": CLIPTextModel}
-    loaded = {}
-    for name, kind in parts.items():
-        variant = _variant(path / name)
-        try:
-            loaded[name] = kind.from_pretrained(path / name, variant=variant, local_files_only=True).float()
-        except (OSError, ValueError) as error:
-            raise BaseError(f"model.base: {path / name} cannot be read: {error}") from error
+    loaded = {name: _read_part("model.base", kind, path / name) for name, kind in parts.items()}
     return Base(loaded["unet"], loaded["text_encoder"], KLAutoencoder(loaded["vae"]), SD15)
+
+
+def _read_part(key: str, kind: type, folder: Path) -> nn.Module:
+    """One model of its library, in float32, from a folder.
+
+    key: of the configuration, which BaseError names.
+    """
+    if not folder.is_dir():
+        raise BaseError(f"{key}: the folder {folder} is missing")
+    try:
+        model, info = read_model(kind, folder, variant=_variant(folder), output_loading_info=True)
+    except ValueError as error:
+        raise BaseError(f"{key}: {error}") from error
+    if missing := sorted(info["missing_keys"]):
+        raise BaseError(
+            f"{key}: {folder} lacks {len(missing)} weights of a {kind.__name__}, such as {missing[0]}: it is damaged, "
+            "or another model"
+        )
+    return model.float()
+
+
+def read_model(kind: type, folder: Path, **options: Any) -> Any:
+    """What the class's own `from_pretrained` makes of a folder. Raises ValueError."""
+    try:
+        return kind.from_pretrained(folder, local_files_only=True, **options)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        why = str(error).strip().split("\n")[0].rstrip(".")
+        raise ValueError(
+            f"{folder} cannot be read as a {kind.__name__} ({type(error).__name__}: {why}): fetch it again"
+        ) from error
 
 
 def _variant(part: Path) -> str | None:
@@ -98,7 +130,7 @@ def _load_file(path: Path) -> Base:
     try:
         with safe_open(path, "pt") as file:
             names = set(file.keys())
-            width = file.get_slice(LAST_TEXT_KEY).get_shape()[1] if LAST_TEXT_KEY in names else None
+            shapes = {key: file.get_slice(key).get_shape() for key in (LAST_TEXT_KEY, FIRST_KEY) if key in names}
     except (SafetensorError, OSError) as error:
         raise BaseError(
             f"model.base: {path} is no .safetensors checkpoint ({type(error).__name__}: {error}). In place of a .ckpt "
@@ -109,12 +141,22 @@ def _load_file(path: Path) -> Base:
             return load_toy(path)
         except Exception as error:
             raise BaseError(f"model.base: {path} is no toy checkpoint ({type(error).__name__}: {error})") from error
-    _check_family(path, width)
+    for mark, family in NEWER.items():
+        if any(mark in name for name in names):
+            raise _other_family(path, family)
+    channels = shapes[FIRST_KEY][1] if FIRST_KEY in shapes else LATENT_CHANNELS
+    _check_family(path, shapes[LAST_TEXT_KEY][1] if LAST_TEXT_KEY in shapes else None, channels)
     wanted = {"first_stage_model.": "autoencoder", "cond_stage_model.": "text encoder"}
     missing = [what for prefix, what in wanted.items() if not any(name.startswith(prefix) for name in names)]
     if missing:
         raise BaseError(f"model.base: {path} holds no {' and no '.join(missing)}: give a whole checkpoint")
-    return _load_sd15(path)
+    try:
+        return _load_sd15(path)
+    except Exception as error:  # whatever diffusers makes of names and shapes that it does not expect
+        raise BaseError(
+            f"model.base: {path} is no Stable Diffusion 1.5 checkpoint that diffusers can read "
+            f"({type(error).__name__}: {error})"
+        ) from error
 
 
 def _load_sd15(path: Path) -> Base:
@@ -137,11 +179,19 @@ def _load_sd15(path: Path) -> Base:
     return Base(unet, text_encoder, KLAutoencoder(vae), SD15)
 
 
-def _check_family(path: Path, text_width: int | None) -> None:
-    """Raises BaseError for a base model that reads other text embeddings than Stable Diffusion 1.x."""
+def _check_family(path: Path, text_width: int | None, channels: int) -> None:
+    """Raises BaseError for a base model that reads other text embeddings or latents than Stable Diffusion 1.x."""
     if text_width != TEXT_WIDTH:
-        family = OTHERS.get(text_width, "of a family that this training does not know")
+        raise _other_family(path, OTHERS.get(text_width, "of a family that this training does not know"))
+    if channels != LATENT_CHANNELS:
         raise BaseError(
-            f"model.base: {path} is {family}; this training is for Stable Diffusion 1.x, whose text embeddings are "
-            f"{TEXT_WIDTH} wide. Give one of those"
+            f"model.base: {path} takes {channels} channels, as models for inpainting and for editing do; this training "
+            f"is for those that take the {LATENT_CHANNELS} of a latent alone. Give the ordinary model"
         )
+
+
+def _other_family(path: Path, family: str) -> BaseError:
+    return BaseError(
+        f"model.base: {path} is {family}; this training is for Stable Diffusion 1.x, whose text embeddings are "
+        f"{TEXT_WIDTH} wide. Give one of those"
+    )
