@@ -6,7 +6,7 @@ from test_stacking import PROMPT, differ
 WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
 NOT_HERE = {"TorchCompileModel"}  # has a test of its own
 
-SCENE = {"pictures": 1, "height": 16, "width": 16, "steps": 2}
+SCENE = {"pictures": 1, "height": 16, "width": 16, "steps": 3}
 # What a node needs in order to act: a tile is 32 latents wide, a window 16 pictures long, a cache skips no early step.
 # Of few steps, Stable Cascade's schedule makes all but the first small, and in the first no image expert acts.
 SCENES = {
