@@ -160,6 +160,8 @@ def test_without_spacetime_a_subject_is_the_same_in_every_layer_and_timestep(toy
 def test_the_evidence_holds_every_row_and_trains_none_twice(toy, tmp_path, monkeypatch):
     monkeypatch.setattr("training.toy.comparison.TEST_SCENES", 4)
     monkeypatch.setattr("training.toy.cases.STEPS", 2)
+    for module in ("cases", "figures", "comparison"):
+        monkeypatch.setattr(f"training.toy.{module}.PER_PROMPT", 2)
     settings = config(toy, tmp_path)
     result = compare(settings, tmp_path, steps=1, singles=1, pairs=1)
     assert list(result["rows"]) == ["prior", *(row.name for row in CONTENDERS)]

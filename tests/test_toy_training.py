@@ -34,6 +34,13 @@ from training.toy.renders import ATTRIBUTES, views
 SMALL = dict(batch=2, scenes=24)
 
 
+@pytest.fixture(autouse=True)
+def sketches(monkeypatch):
+    """Contact sheets of few steps: no test looks at what is on them."""
+    for part in ("unet", "on_base"):
+        monkeypatch.setattr(f"training.toy.pretrain.{part}.STEPS", 2)
+
+
 def test_a_widened_autoencoder_is_the_same_function():
     torch.manual_seed(0)
     narrow = NarrowVAE()

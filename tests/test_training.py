@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 from safetensors.torch import load_file
 from toy_run import ENVIRONMENT, PACK, config, preparation
 
@@ -27,6 +28,7 @@ from training.config import Augmentation, Config, ConfigError, Data, Loss, Model
 from training.data.batch import Chance, EndlessSampler, collate
 from training.data.dataset import SubjectDataset
 from training.data.shards import write_shards
+from training.finetune import contact_sheet
 from training.finetune.loop import train
 from training.finetune.losses import masked_reconstruction, object_loss, router_loss, with_margin
 from training.finetune.model import Finetune, trained
@@ -265,7 +267,8 @@ def test_sigterm_saves_what_resume_latest_goes_on_from(toy, tmp_path, capsys):
     assert f"finished at step {state['step'] + 1}" in capsys.readouterr().out
 
 
-def test_a_run_streams_from_shards_and_goes_on(toy, tmp_path):
+def test_a_run_streams_from_shards_goes_on_and_draws_a_contact_sheet(toy, tmp_path, monkeypatch):
+    monkeypatch.setattr(contact_sheet, "STEPS", 2)
     write_shards(toy / "data", tmp_path / "shards", records=6)
     plain = config(toy, tmp_path / "run", 1)
     settings = dataclasses.replace(
@@ -276,15 +279,8 @@ def test_a_run_streams_from_shards_and_goes_on(toy, tmp_path):
     train(settings)
     settings = dataclasses.replace(settings, optimizer=dataclasses.replace(settings.optimizer, steps=2))
     train(settings, tmp_path / "run/checkpoints/step-00000001")
-    assert (tmp_path / "run/step-00000002.png").exists() and load_moa(tmp_path / "run/moa.safetensors")
-
-
-def test_a_contact_sheet_is_drawn(toy, tmp_path):
-    settings = config(toy, tmp_path, 1)
-    train(dataclasses.replace(settings, run=dataclasses.replace(settings.run, validate_every=1)))
-    from PIL import Image
-
-    sheet = Image.open(tmp_path / "step-00000001.png")
+    assert load_moa(tmp_path / "run/moa.safetensors")
+    sheet = Image.open(tmp_path / "run/step-00000002.png")
     cell = shape.IMAGE_SIZE + 2
     assert sheet.height == 6 * cell + 2 and (sheet.width - 2) % cell == 0
 

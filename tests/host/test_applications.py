@@ -1,4 +1,4 @@
-"""Every shared workflow run over the API, and what its pictures have to show."""
+"""Every shared workflow run over the API, and what its pictures have to show; the demo's, too, in both hosts."""
 
 import hashlib
 import itertools
@@ -7,6 +7,7 @@ from functools import cache
 
 import numpy as np
 import pytest
+import torch
 from judged import (
     KEPT,
     by_loras,
@@ -25,7 +26,10 @@ from toy_models import SHIPPED, shipped
 
 from toy_world.shape import IMAGE_SIZE
 from training.comfyui import PACK, version
-from training.comfyui.templates import RUNNING, pictures_of, read, to_api
+from training.comfyui.templates import NAMES, NEEDS_FILES, RUNNING, pictures_of, read, saved, to_api
+from training.demo.applications import APPLICATIONS, NOT_ONE_CALL
+from training.demo.painters import ComfyUIPainter, DiffusersPainter
+from training.demo.takes import MORPH, PRIOR, TOGETHER
 from training.toy.renders import ATTRIBUTES
 
 NO_WEIGHTS = f"trained toy models are missing: models/{SHIPPED[0]} and models/{SHIPPED[1]}"
@@ -341,3 +345,46 @@ def test_the_report_on_the_toy_files_names_them_and_tells_nothing_else_of_the_us
         print(picture)
         assert found["likeness"] > 0.2 and 0.05 < found["share"] < 0.6
         assert picture["change_inside"] > 3 * picture["change_outside"]
+
+
+@pytest.fixture(scope="module")
+def diffusers():
+    with torch.inference_mode(False):
+        return DiffusersPainter(PACK / "models")
+
+
+@trained
+@pytest.mark.parametrize("take", [PRIOR, TOGETHER, MORPH], ids=["prior", "together", "morph"])
+def test_both_hosts_paint_the_same(fresh_server, diffusers, take):
+    painters = ComfyUIPainter(fresh_server), diffusers
+    ours, theirs = (np.stack(painter.paint(take)[0]).astype(int) for painter in painters)
+    assert ours.shape == theirs.shape == (take.frames, IMAGE_SIZE, IMAGE_SIZE, 3)
+    difference = np.abs(ours - theirs)
+    print(f"of 255: largest difference {difference.max()}, mean {difference.mean():.4f}")
+    assert difference.max() <= 2
+    if take.frames > 1:  # from the same noise the person changes, and the scene beside hardly does
+        change = np.abs(ours[0] - ours[-1]).mean(axis=2)
+        print(f"morph: change {change.mean():.1f}, left of the person {change[:, :24].mean():.1f}")
+        assert change.mean() > 5 and change[:, :24].mean() < 0.4 * change.mean()
+
+
+@trained
+def test_every_application_is_drawn_in_diffusers_or_it_is_said_why_not(diffusers):
+    assert APPLICATIONS.keys() | NOT_ONE_CALL.keys() | NEEDS_FILES == set(NAMES)
+    for name, why in NOT_ONE_CALL.items():
+        assert why in diffusers.show(name)
+
+
+@trained
+@pytest.mark.parametrize("name", APPLICATIONS)
+def test_an_application_in_diffusers_is_what_its_template_paints_in_comfyui(gallery, diffusers, name):
+    theirs, ours = saved(name, gallery(name)), diffusers.show(name)
+    assert theirs.keys() == ours.keys()
+    for title in ours:
+        if title == "Animation":  # ComfyUI's is a lossy WEBP
+            assert len(theirs[title]) == len(ours[title])
+            continue
+        pair = [np.stack([np.asarray(p.convert("RGB")) for p in shown[title]]).astype(int) for shown in (ours, theirs)]
+        difference = np.abs(pair[0] - pair[1])
+        print(f"{title}, of 255: largest difference {difference.max()}, mean {difference.mean():.4f}")
+        assert difference.max() <= (4 if title == "Swapped" else 2)  # a hundred steps there and back add up roundings

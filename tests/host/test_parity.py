@@ -8,7 +8,7 @@ import torch
 from conftest import stir
 
 SD15 = {
-    "block_out_channels": (320, 640, 1280, 1280),
+    "block_out_channels": (320, 320, 640, 640),
     "layers_per_block": 2,
     "attention_head_dim": 8,
     "cross_attention_dim": 768,

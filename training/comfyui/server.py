@@ -67,6 +67,7 @@ class Server:
 
     def __enter__(self) -> Server:
         command = [sys.executable, "main.py", *FLAGS, "--disable-auto-launch", "--base-directory", str(self.base)]
+        command += ["--database-url", "sqlite:///:memory:"]  # the usual file lets one server in
         with self.log.open("w", encoding="utf-8") as log:
             self.process = subprocess.Popen(
                 [*command, "--port", str(self.port)], cwd=self.comfyui, stdout=log, stderr=subprocess.STDOUT

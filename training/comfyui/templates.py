@@ -57,7 +57,11 @@ def _widgets(node: dict[str, Any], inputs: dict[str, Any]) -> Iterator[tuple[str
 
 def saved_by(name: str, server: Server) -> dict[str, list[Image.Image]]:
     """The pictures that a shared workflow saves, by their nodes' titles, in the order of its nodes."""
-    shown = pictures_of(name, server)
+    return saved(name, pictures_of(name, server))
+
+
+def saved(name: str, shown: dict[str, list[Image.Image]]) -> dict[str, list[Image.Image]]:
+    """Of the pictures of a shared workflow those that it saves."""
     savers = [node for node in read(name)["nodes"] if node["type"].startswith("Save")]
     return {node["title"]: shown[node["title"]] for node in savers}
 

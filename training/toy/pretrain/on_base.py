@@ -21,6 +21,8 @@ from training.toy.renders import to_tensor
 HELD_OUT = 64
 """So many scenes at the end of the set are for the held-out loss only."""
 PLACES_SHOWN = len(PLACES)
+STEPS, CFG = 12, 3.0
+"""Of the pictures on the contact sheet."""
 
 
 @dataclass
@@ -86,7 +88,7 @@ def train_on_base(
         _, _, control = scenes.at(torch.arange(known, known + len(prompts)))
         ids = torch.tensor([tokenize(prompt) for prompt in prompts], device=device())
         noise = torch.randn(len(prompts), *scenes.latents.shape[1:], generator=random).to(device())
-        drawn = base.autoencoder.decode(sample(model, ids, empty, noise, 12, 3.0, *control))
+        drawn = base.autoencoder.decode(sample(model, ids, empty, noise, STEPS, CFG, *control))
         shown = [c * 2 - 1 for c in control]
         sheet([row for part in (*shown, drawn) for row in part.split(PLACES_SHOWN)], path)
         return f"held-out loss {float(torch.stack(losses).mean()):.4f}"

@@ -34,6 +34,8 @@ LATENTS = "latents.safetensors"
 """What the U-Net learns from, in the run folder."""
 HELD_OUT = 256
 """So many latents at the end of the set are for the held-out loss only."""
+STEPS, CFG = 20, 5.0
+"""Of the pictures on the contact sheet."""
 
 
 class Denoiser(nn.Module):
@@ -136,7 +138,7 @@ def train_unet(plan: Plan) -> None:
         losses = [diffusion_loss(model, *batch(part, random)) for part in held_out.split(64)]
         prompts = [tokenize(prompt) for prompt in PROMPTS]
         noise = torch.randn(len(prompts), *latents.shape[1:], generator=random).to(device())
-        drawn = vae.decode(sample(model, torch.tensor(prompts, device=device()), empty, noise))
+        drawn = vae.decode(sample(model, torch.tensor(prompts, device=device()), empty, noise, STEPS, CFG))
         sheet(list(drawn.split(len(PLACES))), path)
         return f"held-out loss {float(torch.stack(losses).mean()):.4f}"
 
@@ -154,8 +156,8 @@ def sample(
     ids: Tensor,
     empty: Tensor,
     noise: Tensor,
-    steps: int = 20,
-    cfg: float = 5.0,
+    steps: int,
+    cfg: float,
     *control: Tensor,
 ) -> Tensor:
     """From noise [B, 4, h, w] to latents; ids [B, 77], empty [77]; control: what else the model reads [B, ...]."""
