@@ -16,7 +16,7 @@ def _lines(report: dict[str, Any]) -> Iterator[str]:
     versions = report["versions"]
     yield f"MoA Report (ComfyUI {versions['comfyui']}, MoA {versions['moa']}, torch {versions['torch']})"
     for picture in pictures:
-        best = ", the best: all of its subjects are most alike here" if picture["number"] == report["best"] else ""
+        best = ", the best: its subjects are nearest to their own best" if picture["number"] == report["best"] else ""
         yield f"Picture {picture['number']} of {len(pictures)}{best if len(pictures) > 1 else ''}"
         for subject, found in zip(report["subjects"], picture["subjects"], strict=True):
             yield f"- subject{subject['number']}, '{subject['word']}' ({subject['kind']}): {_found(subject, found)}"

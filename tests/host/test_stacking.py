@@ -106,14 +106,14 @@ def test_lora_on_model_and_clip_in_either_order(host, loaded, each_moa, each_sub
     assert differ(run(after[0], patched[1]), run(*patched)) and differ(run(patched[0], after[1]), run(*patched))
 
 
-def test_with_next_to_no_memory_the_picture_is_the_same(host, loaded, each_moa, each_subjects, monkeypatch):
+def test_with_next_to_no_memory_the_picture_is_the_same(host, loaded, loras, each_moa, each_subjects, monkeypatch):
     """As --novram does it, here with the CPU in the GPU's place: every layer's weights are brought when it is asked,
     and a LoRA of the checkpoint is added to them there.
     """
     import comfy.model_management as management
 
     model, clip, _ = loaded
-    styled = lora(host, model, clip, host.base / "models/loras/test.safetensors")
+    styled = host.run("LoraLoader", model, clip, "random-3.safetensors", 0.5, 0.5)  # of every layer
     patched, bound_clip = host.patch(*styled, each_moa, *each_subjects)
     positive, negative = host.prompt(bound_clip, PROMPT), host.prompt(styled[1], "bad")
     management.unload_all_models()
