@@ -1,6 +1,7 @@
-// The frontend makes a node anew when it is pasted, put into a subgraph or taken out of one, moves the sockets that have
-// grown behind all others, and then connects links by the sockets' old numbers: all subjects but the first would be lost.
-// So the sockets go back to where they were.
+// The frontend makes a node anew when it is pasted, put into a subgraph or taken out of one, and then connects it by its
+// sockets' old numbers. Subjects would be lost: newer frontends move the sockets that have grown behind all others, so
+// they go back to where they were; older ones (1.37) hear of every socket that nothing is connected to yet as of one
+// that was just disconnected, and close the gap a moment later.
 import { app } from "../../scripts/app.js";
 
 app.registerExtension({
@@ -9,10 +10,16 @@ app.registerExtension({
     if (nodeData.name !== "MoAPatchModel") return;
     const configure = nodeType.prototype.configure;
     nodeType.prototype.configure = function (saved) {
-      const order = (saved.inputs ?? []).map((input) => input.name);
+      const sockets = saved.inputs ?? [];
+      const links = sockets.map((input) => this.graph?.getLink(input.link)).filter(Boolean);
+      const isInAWorkflow = links.some((link) => link.target_id === saved.id); // its sockets are in order already
+      if (isInAWorkflow) return configure.call(this, saved);
+      const heard = this.onConnectionsChange;
+      this.onConnectionsChange = undefined;
       configure.call(this, saved);
-      const connected = this.graph && this.inputs.some((input) => input.link != null); // of a workflow: in order already
-      if (connected || !this.inputs.every((input) => order.includes(input.name))) return;
+      this.onConnectionsChange = heard;
+      const order = sockets.map((input) => input.name);
+      if (!this.inputs.every((input) => order.includes(input.name))) return;
       this.inputs.sort((a, b) => order.indexOf(a.name) - order.indexOf(b.name));
     };
   },
