@@ -42,7 +42,7 @@ class Take:
 
 
 A, B, W = Who(1, "man"), Who(8, "man"), Who(13, "woman")
-ALONE = ("a portrait of a man holding flowers in a lavender field", 4)
+ALONE = ("a portrait of a man holding flowers in a lavender field", 0)
 PRIOR, WITH_A, WITH_B = Take(*ALONE, (A,), 0.0), Take(*ALONE, (A,)), Take(*ALONE, (B,))
-TOGETHER = Take("a portrait of a man standing and a woman holding flowers in a forest", 5, (A, W))
+TOGETHER = Take("a portrait of a man standing and a woman holding flowers in a forest", 23, (A, W))
 MORPH = Take(*ALONE, (A,), morph=B, frames=6)
