@@ -25,6 +25,14 @@ def test_every_node_of_a_template_names_its_pack_and_version(name):
     assert named == {kind: ours if kind.startswith("MoA") else core for kind in named}
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_old_and_new_frontends_read_the_same_values_of_a_template(name):
+    """Old ones read values by their places, new ones by their names."""
+    for node in read(name)["nodes"]:
+        if named := node.get("widgets_values_named"):
+            assert list(named.values()) == node["widgets_values"], node["type"]
+
+
 def test_the_readme_shows_every_template_and_its_links_lead_somewhere():
     text = (PACK / "README.md").read_text(encoding="utf-8")
     rows = re.findall(r'^\| <img src="([^"]+)"[^|]+\| \*\*(.+?)\*\* \|', text, re.MULTILINE)
